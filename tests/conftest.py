@@ -1,0 +1,94 @@
+import importlib.util
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+import small_mnist
+import rnn_mnist
+
+# an address where nothing listens stands for a network that is down
+NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
+QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # a run of seconds
+
+
+@pytest.fixture(scope="session")
+def small_data_dir(tmp_path_factory):
+    """A data directory where TFDS has prepared the small MNIST from its four files. Tests copy it to change it."""
+    data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
+    write_files(data_dir)
+    undo = small_mnist.adapt_tfds()
+    patch = pytest.MonkeyPatch()
+    patch.setattr(rnn_mnist, "DATA_DIR", str(data_dir))
+    rnn_mnist.prepare_mnist()
+    patch.undo()
+    undo()
+    return data_dir
+
+
+def write_files(data_dir):
+    manual_dir = data_dir / "downloads" / "manual"
+    manual_dir.mkdir(parents=True)
+    for name, content in small_mnist.files().items():
+        (manual_dir / name).write_bytes(content)
+    return manual_dir
+
+
+@pytest.fixture
+def small_files():
+    """TFDS takes the small files for MNIST's while the test runs."""
+    undo = small_mnist.adapt_tfds()
+    yield
+    undo()
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Sets constants of rnn_mnist for one test; the working directory is a new one, and there is no network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing here"))
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(rnn_mnist, name, value)
+
+    return change
+
+
+def script(folder, small=False, **constants):
+    """Copies rnn_mnist.py into `folder` and edits its constants as a user would; `small` adapts TFDS."""
+    source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
+    for name, value in constants.items():
+        source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _: f"{name} = {value!r}  ", source, flags=re.MULTILINE)
+        assert changed == 1, name
+    if small:
+        source = source.replace("import tensorflow_datasets as tfds\n",
+                                "import tensorflow_datasets as tfds, small_mnist; small_mnist.adapt_tfds()\n")
+    (folder / "rnn_mnist.py").write_text(source, encoding="utf-8")
+    (folder / "uci_digits.npz").write_bytes((ROOT / "uci_digits.npz").read_bytes())
+    return folder / "rnn_mnist.py"
+
+
+def environment(**changes):
+    return {**os.environ, **NO_NETWORK, "PYTHONPATH": str(ROOT / "tests"), **changes}
+
+
+def start(path, env=None, **kwargs):
+    """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
+    return subprocess.Popen([sys.executable, path.name], cwd=path.parent, env=env or environment(), text=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def run(path, env=None, **kwargs):
+    """Runs a copy of the script to its end; returns its exit status, standard output and standard error."""
+    process = start(path, env, **kwargs)
+    stdout, stderr = process.communicate(timeout=120)
+    return process.returncode, stdout, stderr

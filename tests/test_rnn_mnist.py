@@ -1,0 +1,153 @@
+"""What the script does when all goes well: data, log, initial weights, the saved model, whole runs."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rnn_mnist
+import small_mnist
+from conftest import QUICK, environment, run, script, write_files
+
+LOG_LINE = re.compile(r"Iter (\d+), Minibatch Loss= (\d+\.\d{6}), Training Accuracy= (\d\.\d{5})")
+
+
+def sorted_rows(images, labels):
+    """The examples as rows, in an order that does not depend on theirs."""
+    rows = np.concatenate([images.reshape(len(images), -1), labels[:, np.newaxis]], axis=1)
+    return rows[np.lexsort(rows.T)]
+
+
+def test_prepared_mnist_is_read_whole_but_for_the_first_5000(settings, small_data_dir):
+    settings(DATA_DIR=str(small_data_dir))
+    (images, labels), (test_images, test_labels), name = rnn_mnist.load_data()
+    assert name == "MNIST"
+    assert images.shape == (small_mnist.TRAIN_SIZE, 28, 28) and images.dtype == np.uint8
+    assert labels.shape == (small_mnist.TRAIN_SIZE,) and labels.dtype == np.int64
+    # TFDS shuffles on preparing, so contents are compared as sets: the test split whole, the training images as members
+    np.testing.assert_array_equal(sorted_rows(test_images, test_labels), sorted_rows(*small_mnist.examples("test")))
+    all_rows = {row.tobytes() for row in sorted_rows(*small_mnist.examples("train")).astype(np.int64)}
+    assert {row.tobytes() for row in sorted_rows(images, labels).astype(np.int64)} <= all_rows
+
+
+def test_four_files_in_downloads_manual_are_prepared_without_a_network(settings, small_files, tmp_path, capfd):
+    write_files(tmp_path / "data")
+    settings(DATA_DIR=str(tmp_path / "data"))
+    (images, _), (test_images, test_labels), name = rnn_mnist.load_data()
+    assert name == "MNIST" and len(images) == small_mnist.TRAIN_SIZE
+    np.testing.assert_array_equal(sorted_rows(test_images, test_labels), sorted_rows(*small_mnist.examples("test")))
+    assert capfd.readouterr().out == ""  # TFDS would announce itself there, where the log belongs
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["downloads", "mnist"]
+
+
+@pytest.mark.parametrize("n_steps, n_input", [(28, 28), (56, 14), (14, 56), (784, 1)])
+def test_images_are_cut_into_timesteps(settings, n_steps, n_input):
+    settings(N_STEPS=n_steps, N_INPUT=n_input)
+    (images, _), (test_images, _), _ = rnn_mnist.load_data()
+    assert images.shape == (1541, n_steps, n_input) and test_images.shape == (256, n_steps, n_input)
+    settings(N_STEPS=28, N_INPUT=28)
+    np.testing.assert_array_equal(images.reshape(-1, 784), rnn_mnist.load_data()[0][0].reshape(-1, 784))
+
+
+def test_uci_digits_have_mnists_geometry_and_a_fixed_split(settings):
+    (images, labels), (test_images, test_labels), name = rnn_mnist.load_data()
+    assert name == "UCI digits, not MNIST"
+    assert images.dtype == np.uint8 and labels.dtype == np.int64
+    everything = np.concatenate([images, test_images])
+    assert everything[:, 4:24, 4:24].max() == 255
+    everything[:, 4:24, 4:24] = 0
+    assert not everything.any()  # the frame
+    # the original's trajectory was recorded on the same digits, resized the same way
+    with np.load(pathlib.Path(__file__).parent / "trajectories" / "original_trajectory.npz") as trajectory:
+        recorded = {image.tobytes() for image in trajectory["images"].reshape(-1, 28, 28)}
+    assert recorded <= {image.tobytes() for image in np.concatenate([images, test_images])}
+    assert test_labels[:10].tolist() == [2, 8, 2, 6, 6, 7, 1, 9, 8, 5]  # the split never changes
+    assert len(test_labels) == 256 and set(test_labels) == set(range(10))
+
+
+def test_minibatches_pass_through_each_epoch_once_and_drop_its_tail(settings):
+    settings(BATCH_SIZE=3, SEED=1)
+    batches = rnn_mnist.minibatches(np.arange(10) * 2, np.arange(10))
+    epochs = [[next(batches) for _ in range(3)] for _ in range(20)]
+    for epoch in epochs:
+        labels = np.concatenate([labels for _, labels in epoch])
+        assert len(set(labels)) == 9  # without replacement
+        np.testing.assert_array_equal(np.concatenate([images for images, _ in epoch]), labels * 2)
+    orders = {tuple(np.concatenate([labels for _, labels in epoch])) for epoch in epochs}
+    assert len(orders) == 20  # reshuffled: two of 20 orders out of 10!/1! agree by chance once in 19,000 seeds
+    dropped = {(set(range(10)) - set(order)).pop() for order in orders}
+    assert len(dropped) > 1
+
+
+@pytest.mark.parametrize("iters, batch_size, display_step, shown, seen", [
+    (100000, 128, 10, [*range(1280, 99841, 1280)], 99968),  # the original: 781 updates, 78 lines
+    (1280, 128, 10, [], 1152),  # strictly below
+    (1281, 128, 10, [1280], 1280),
+    (100, 100, 1, [], 0),
+    (50, 100, 1, [], 0),
+    (301, 100, 2, [200], 300),
+])
+def test_loop_counts_as_the_original(settings, monkeypatch, capsys, iters, batch_size, display_step, shown, seen):
+    settings(TRAINING_ITERS=iters, BATCH_SIZE=batch_size, DISPLAY_STEP=display_step, N_STEPS=1, N_INPUT=784, N_HIDDEN=1)
+    images = np.zeros([200, 1, 784], np.uint8)
+    assert rnn_mnist.train(rnn_mnist.build_model(), images, np.zeros(200, np.int64), signals=[]) == seen
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == shown
+
+
+def test_log_shows_the_minibatch_with_the_updated_weights(settings, monkeypatch, capsys):
+    settings(TRAINING_ITERS=401, BATCH_SIZE=200, DISPLAY_STEP=2, N_HIDDEN=8)
+    (images, labels), _, _ = rnn_mnist.load_data()
+    model = rnn_mnist.build_model()
+    batches = [(images[:200], labels[:200]), (images[200:400], labels[200:400])]
+    monkeypatch.setattr(rnn_mnist, "minibatches", lambda images, labels: iter(batches))
+    rnn_mnist.train(model, images, labels, signals=[])
+    probabilities = model(batches[1][0] / np.float32(255)).numpy()
+    loss = -np.log(probabilities[np.arange(200), batches[1][1]]).mean()
+    _, shown_loss, shown_accuracy = LOG_LINE.fullmatch(capsys.readouterr().out.strip()).groups()
+    assert float(shown_loss) == pytest.approx(loss, abs=1e-5)  # six decimals of a float32 near 3
+    assert float(shown_accuracy) == np.mean(probabilities.argmax(1) == batches[1][1])  # of 200: five decimals hold it
+
+
+def test_whole_run_offline(tmp_path):
+    """An empty home, no network, the default constants but for their number of images: log, notice and model."""
+    path = script(tmp_path, TRAINING_ITERS=16000)
+    (tmp_path / "home").mkdir()
+    status, out, err = run(path, environment(HOME=str(tmp_path / "home"), USERPROFILE=str(tmp_path / "home")))
+    assert status == 0
+    *lines, finished, test_256, test_all = out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == [*range(1280, 16000, 1280)]
+    assert finished == "Optimization Finished!"
+    accuracy = re.fullmatch(r"Testing Accuracy: (0\.\d+) \(UCI digits, not MNIST\)", test_256)[1]
+    assert test_all == f"Testing Accuracy, all 256 images: {accuracy} (UCI digits, not MNIST)"
+    assert float(accuracy) > 0.8  # 0.9 here; 0.1 by guessing
+    for part in ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "UCI digits",
+                 str(tmp_path / "home" / "tensorflow_datasets" / "downloads" / "manual")]:
+        assert part in err
+    assert "Traceback" not in err
+    assert [path.name for path in (tmp_path / "home").rglob("*") if ".keras" not in str(path)] == []  # no litter
+    assert (tmp_path / "rnn_mnist.keras").stat().st_size > 0
+
+
+def test_whole_run_on_mnist_twice_gives_the_same_bytes(tmp_path, small_data_dir):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), TEST_LEN=200)
+    first, second = run(path), run(path)
+    assert first[0] == 0 and first[1] == second[1]
+    assert re.search(r"^Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$", first[1], re.MULTILINE)
+    assert "UCI" not in first[1] + first[2]
+    other_seed = run(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), SEED=1))
+    assert other_seed[0] == 0 and other_seed[1].splitlines()[0] != first[1].splitlines()[0]
+
+
+def test_saved_model_stands_alone(settings, tmp_path):
+    settings(**QUICK, MODEL_PATH="digits.keras")
+    assert rnn_mnist.main() == 0
+    model = tf.keras.models.load_model("digits.keras")
+    assert [layer.name for layer in model.layers] == ["hidden", "lstm", "out"]
+    _, (images, labels), _ = rnn_mnist.load_data()
+    probabilities = model.predict(images / 255, verbose=0)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)  # float32 sums of ten
+    logits = rnn_mnist.logits_of(model, images)
+    np.testing.assert_allclose(probabilities, tf.nn.softmax(logits), atol=1e-5)  # float32 through the network

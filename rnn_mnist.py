@@ -254,6 +254,14 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def use_every_core():
+    """Lets the shards of `logits_of` run side by side on a CPU, each on one core."""
+    if not tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # too late where a notebook has used TensorFlow: slower, but right
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            tf.config.threading.set_inter_op_parallelism_threads(cores())
+
+
 # training
 
 
@@ -426,11 +434,8 @@ def main():
 
     with on_signals(leave):
         check_settings()
+        use_every_core()
         device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {cores()} cores"
-        if device != "GPU":
-            with contextlib.suppress(RuntimeError):  # a notebook has used TensorFlow already: slower, as right
-                tf.config.threading.set_intra_op_parallelism_threads(1)  # the shards run side by side, each on one core
-                tf.config.threading.set_inter_op_parallelism_threads(cores())
         if SEED is not None:
             tf.keras.utils.set_random_seed(SEED)
         (images, labels), (test_images, test_labels), name = load_data()

@@ -146,6 +146,7 @@ def download(urls, folder, patience=12):
                 if arrived != before:
                     since = time.monotonic()
                 elif time.monotonic() - since > patience:
+                    print("\n", file=sys.stderr)  # below the progress bar
                     raise ConnectionError(f"nothing arrived for {patience} s")
         finally:
             process.kill()
@@ -156,13 +157,15 @@ def download(urls, folder, patience=12):
 def read_mnist():
     """Reads prepared MNIST: (images uint8 [n, 28, 28, 1], labels int64 [n]) of 55,000 and of 10,000 for testing.
 
-    The original set 5,000 training images aside as well.
+    The original set 5,000 training images aside; they are read, since only then TFDS finds damage in them.
     """
     try:
         builder = tfds.builder("mnist", data_dir=data_dir())
-        return tfds.as_numpy(builder.as_dataset(["train[5000:]", "test"], batch_size=-1, as_supervised=True))
+        splits = builder.as_dataset(["train[:5000]", "train[5000:]", "test"], batch_size=-1, as_supervised=True)
+        return tfds.as_numpy(splits[1:])
     except Exception as error:  # whatever the damage makes TFDS, TensorFlow or Python raise
-        sys.exit(f"MNIST in {mnist_dir()} is damaged: delete that folder and run again. ({str(error).splitlines()[0]})")
+        reason = str(error).partition("\n")[0]
+        sys.exit(f"MNIST in {mnist_dir()} is damaged: delete that folder and run again. ({reason})")
 
 
 def read_uci_digits():
@@ -207,6 +210,7 @@ def build_model():
         tf.keras.layers.Dense(N_CLASSES, "softmax", kernel_initializer=normal(), bias_initializer=normal(), name="out"),
     ])
     adam = tf.keras.optimizers.Adam(float(LEARNING_RATE), epsilon=1e-8)  # the original's epsilon; Keras's own is 1e-7
+    adam.build(model.trainable_variables)  # else TensorFlow would trace the first update twice
     model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
@@ -218,7 +222,7 @@ def logits_of(model, images):
     if tf.config.list_physical_devices("GPU"):
         outputs = lstm(hidden(rows))  # [n, N_HIDDEN], by cuDNN
     else:  # a shard of the images for each core; one below 32 images is not worth a thread
-        shards = np.array_split(range(len(images)), max(1, min(cores(), len(images) // 32)))
+        shards = np.array_split(range(images.shape[0]), max(1, min(cores(), images.shape[0] // 32)))
         outputs = [last_output(hidden, lstm.cell, shard) for shard in tf.split(rows, [len(shard) for shard in shards])]
         outputs = tf.concat(outputs, axis=0)  # [n, N_HIDDEN]
     return tf.matmul(outputs, out.kernel) + out.bias
@@ -282,7 +286,7 @@ def train_step(model, images, labels):
 
 def train(model, images, labels, signals):
     """Trains until TRAINING_ITERS images have been seen or `signals` holds a signal; returns how many were seen."""
-    update, predict = tf.function(train_step), tf.function(logits_of)
+    update, predict = tf.function(train_step, autograph=False), tf.function(logits_of, autograph=False)
     batches = minibatches(images, labels)
     step = 1
     while step * BATCH_SIZE < TRAINING_ITERS and not signals:
@@ -301,7 +305,7 @@ def train(model, images, labels, signals):
 
 def test(model, images, labels):
     """Returns the mean loss over `images` [n, N_STEPS, N_INPUT], and for each whether the network is right, bool [n]."""
-    predict = tf.function(logits_of)
+    predict = tf.function(logits_of, autograph=False)
     logits = tf.concat([predict(model, images[start:start + 1000]) for start in range(0, len(images), 1000)], axis=0)
     return loss_and_accuracy(logits, labels)[0], np.argmax(logits, axis=1) == labels
 
@@ -332,16 +336,22 @@ def curves():
 
 
 def save(model):
-    """Writes the model to MODEL_PATH: beside it first, so that a failure leaves what is there as it is."""
-    path = os.path.realpath(os.path.expanduser(MODEL_PATH))
-    try:
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
-            model.save(os.path.join(folder, "model.keras"))
-            os.replace(os.path.join(folder, "model.keras"), path)
-    except OSError as error:
-        sys.exit(f"The model can't be saved to {path}: {error}.")
-    print(f"The model is saved to {path}.", file=sys.stderr)
+    """Writes the model to MODEL_PATH or, if that fails, to the folder for temporary files; tells if it was the former.
+
+    It is written beside its place and moved there, so that what stood there before is replaced as a whole or not at all.
+    """
+    wanted = os.path.realpath(os.path.expanduser(MODEL_PATH))
+    for path in (wanted, os.path.join(tempfile.gettempdir(), f"{os.getpid()}-{os.path.basename(wanted)}")):
+        try:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
+                model.save(os.path.join(folder, "model.keras"))
+                os.replace(os.path.join(folder, "model.keras"), path)
+            print(f"The model is saved to {path}.", file=sys.stderr)
+            return path == wanted
+        except OSError as error:
+            print(f"The model can't be saved to {path}: {error}.", file=sys.stderr)
+    return False
 
 
 # checks
@@ -421,7 +431,10 @@ def on_signals(handler):
 
 
 def main():
-    """Trains, tests and saves the network; returns the exit status: 0, or 128 + the signal that ended the training."""
+    """Trains, tests and saves the network.
+
+    Returns the exit status: 0, 1 if the model is not where it should be, 128 + the signal that ended the training.
+    """
     signals = []
 
     def leave(number, frame):
@@ -436,10 +449,10 @@ def main():
         check_settings()
         use_every_core()
         device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {cores()} cores"
-        if SEED is not None:
-            tf.keras.utils.set_random_seed(SEED)
         (images, labels), (test_images, test_labels), name = load_data()
         check_settings(len(images), len(test_images))
+        if SEED is not None:
+            tf.keras.utils.set_random_seed(SEED)
         model = build_model()
 
     with on_signals(end_training), curves():
@@ -459,10 +472,12 @@ def main():
         log(f"Testing Accuracy: {np.float32(right[:TEST_LEN].mean())!s}{note}")
         log(f"Testing Accuracy, all {len(right)} images: {np.float32(right.mean())!s}{note}")
         curve("test accuracy", right.mean(), seen)
-        if MODEL_PATH is not None:
-            save(model)
-    return 128 + signals[0] if signals else 0
+        saved = MODEL_PATH is None or save(model)
+    return 128 + signals[0] if signals else int(not saved)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except (MemoryError, tf.errors.ResourceExhaustedError):
+        sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there is: lower them.")

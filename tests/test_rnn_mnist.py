@@ -137,8 +137,15 @@ def test_whole_run_on_mnist_twice_gives_the_same_bytes(tmp_path, small_data_dir)
     assert first[0] == 0 and first[1] == second[1]
     assert re.search(r"^Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$", first[1], re.MULTILINE)
     assert "UCI" not in first[1] + first[2]
-    other_seed = run(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), SEED=1))
-    assert other_seed[0] == 0 and other_seed[1].splitlines()[0] != first[1].splitlines()[0]
+
+
+def test_another_seed_is_another_run_and_the_same_seed_the_same(settings, capsys):
+    logs = []
+    for seed in (0, 0, 1, None, None):  # one after the other in a process, as in a notebook
+        settings(**QUICK, SEED=seed, MODEL_PATH=None)
+        assert rnn_mnist.main() == 0
+        logs.append(capsys.readouterr().out.splitlines()[0])
+    assert logs[0] == logs[1] and len(set(logs)) == 4
 
 
 def test_saved_model_stands_alone(settings, tmp_path):

@@ -1,0 +1,83 @@
+"""A proxy on this machine that stands for storage.googleapis.com behind it, and misbehaves as it is told."""
+
+import contextlib
+import socketserver
+import ssl
+import threading
+import time
+
+import trustme
+
+HOST = "storage.googleapis.com"
+
+
+@contextlib.contextmanager
+def misbehaving_proxy(behaviour, files, ca_file):
+    """Runs the proxy inside the block and yields its URL; `ca_file` is written for $REQUESTS_CA_BUNDLE.
+
+    Behaviours: "never answers", "refuses to connect", "is no TLS server", "404", "403", "login page", "breaks off",
+    "stalls", "is slow" (serves `files`, {name: content}, with pauses), "is right" (serves them).
+    """
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(ca_file))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(HOST).configure_cert(context)
+    closing = threading.Event()
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            with contextlib.suppress(OSError):  # the client leaves when it likes
+                self.answer()
+
+        def answer(self):
+            if behaviour == "never answers":
+                closing.wait()
+                return
+            read_head(self.request)
+            if behaviour == "refuses to connect":
+                self.request.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+                return
+            self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            if behaviour == "is no TLS server":
+                self.request.sendall(b"<html>Please log in</html>")
+                return
+            with context.wrap_socket(self.request, server_side=True) as stream:
+                name = read_head(stream).split()[1].decode().rpartition("/")[2]
+                self.serve(stream, name)
+
+        def serve(self, stream, name):
+            if behaviour in ("404", "403"):
+                stream.sendall(f"HTTP/1.1 {behaviour} No\r\nContent-Length: 0\r\n\r\n".encode())
+                return
+            content = b"<html>Please log in</html>" if behaviour == "login page" else files[name]
+            stream.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode())
+            if behaviour == "breaks off":
+                stream.sendall(content[:len(content) // 2])
+            elif behaviour == "stalls":
+                stream.sendall(content[:len(content) // 2])
+                closing.wait()
+            elif behaviour == "is slow":
+                for part in range(8):
+                    stream.sendall(content[part * len(content) // 8:(part + 1) * len(content) // 8])
+                    time.sleep(0.7)
+            else:
+                stream.sendall(content)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            closing.set()
+            server.shutdown()
+
+
+def read_head(stream):
+    """Reads a request up to the empty line that ends it."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        received = stream.recv(4096)
+        if not received:
+            raise ConnectionError
+        head += received
+    return head

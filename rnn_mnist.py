@@ -53,7 +53,7 @@ LOG_DIR = None  # folder for TensorBoard's curves, a subfolder a run; None: no c
 
 # data
 
-# TFDS's download knows no timeout, so it runs in a process of its own, which can be ended once nothing arrives any more.
+# TFDS's download knows no timeout, so it runs in a process of its own, which can be ended once nothing more arrives.
 # It would try eleven times, silently, for 205 s; one try tells whether there is a network.
 DOWNLOAD = """
 import os, signal, sys
@@ -113,7 +113,7 @@ def prepare_mnist():
         if not path.exists():
             missing.append(url)
         elif hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
-            sys.exit(f"{path} is damaged or not MNIST's: replace it, or delete it to have it downloaded, and run again.")
+            sys.exit(f"{path} is damaged or not MNIST's: replace it, or delete it to download it, and run again.")
     with tempfile.TemporaryDirectory() as download_dir:
         try:
             if missing:
@@ -129,7 +129,8 @@ def prepare_mnist():
                     download_dir=download_dir, download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
         except Exception as error:
             if not os.path.exists(mnist_dir()):  # or else another run was faster
-                sys.exit(f"MNIST can't be prepared in {data_dir()}: {error}.")
+                reason = f"{type(error).__name__}: {error}".splitlines()[0]
+                sys.exit(f"MNIST can't be prepared in {data_dir()}: {reason}.")
 
 
 def download(urls, folder, patience=12):
@@ -139,10 +140,12 @@ def download(urls, folder, patience=12):
     """
     with subprocess.Popen([sys.executable, "-c", DOWNLOAD, folder, *urls], stdout=subprocess.PIPE, text=True) as process:
         try:
-            arrived, since = None, time.monotonic()
+            arrived, since = [], time.monotonic()
             while process.poll() is None:
                 time.sleep(0.1)
-                before, arrived = arrived, [entry.stat().st_size for entry in pathlib.Path(folder).rglob("*")]
+                before = arrived
+                with contextlib.suppress(FileNotFoundError):  # TFDS moves a file when it is complete
+                    arrived = [entry.stat().st_size for entry in pathlib.Path(folder).rglob("*")]
                 if arrived != before:
                     since = time.monotonic()
                 elif time.monotonic() - since > patience:
@@ -164,7 +167,7 @@ def read_mnist():
         splits = builder.as_dataset(["train[:5000]", "train[5000:]", "test"], batch_size=-1, as_supervised=True)
         return tfds.as_numpy(splits[1:])
     except Exception as error:  # whatever the damage makes TFDS, TensorFlow or Python raise
-        reason = str(error).partition("\n")[0]
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
         sys.exit(f"MNIST in {mnist_dir()} is damaged: delete that folder and run again. ({reason})")
 
 
@@ -304,7 +307,7 @@ def train(model, images, labels, signals):
 
 
 def test(model, images, labels):
-    """Returns the mean loss over `images` [n, N_STEPS, N_INPUT], and for each whether the network is right, bool [n]."""
+    """Returns the mean loss over `images` [n, N_STEPS, N_INPUT], and which of them the network gets right, bool [n]."""
     predict = tf.function(logits_of, autograph=False)
     logits = tf.concat([predict(model, images[start:start + 1000]) for start in range(0, len(images), 1000)], axis=0)
     return loss_and_accuracy(logits, labels)[0], np.argmax(logits, axis=1) == labels
@@ -332,13 +335,14 @@ def curves():
     """Returns a context in which `curve` writes to a new subfolder of LOG_DIR, or nowhere where that is None."""
     if LOG_DIR is None:
         return contextlib.nullcontext()
-    return tf.summary.create_file_writer(os.path.join(LOG_DIR, f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}")).as_default()
+    run = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
+    return tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).as_default()
 
 
 def save(model):
     """Writes the model to MODEL_PATH or, if that fails, to the folder for temporary files; tells if it was the former.
 
-    It is written beside its place and moved there, so that what stood there before is replaced as a whole or not at all.
+    It is written beside its place and moved there, so that what stood there before is replaced whole or not at all.
     """
     wanted = os.path.realpath(os.path.expanduser(MODEL_PATH))
     for path in (wanted, os.path.join(tempfile.gettempdir(), f"{os.getpid()}-{os.path.basename(wanted)}")):

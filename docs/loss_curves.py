@@ -19,7 +19,7 @@ with open(folder / "original_log.csv", newline="") as file:
 port = [(int(seen), float(loss)) for seen, loss in re.findall(r"Iter (\d+), Minibatch Loss= (\S+),", sys.stdin.read())]
 
 plt.figure(figsize=(7, 3.5), layout="constrained")
-plt.plot(*zip(*original), "o-", markersize=3, label="original, TensorFlow 0.8 (57 of its 78 lines are published)")
+plt.plot(*zip(*original), "o", markersize=4, label="original, TensorFlow 0.8: the 57 of 78 lines that were published")
 plt.plot(*zip(*port), "o-", markersize=3, label="rnn_mnist.py, SEED = 0")
 plt.xlabel("training images seen")
 plt.ylabel("minibatch loss")

@@ -17,7 +17,7 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-ROUNDS = int(os.environ.get("ROUNDS", 5))
+ROUNDS = 5
 UPDATES = 781
 DISPLAY_STEP = 10
 WARM = 100  # updates that do not count as steps
@@ -139,8 +139,8 @@ def pytorch():
 def floor():
     """Times the step's matrix products alone, at the rate tf.matmul reaches on large matrices with all cores.
 
-    Floating-point operations of one update: 2 for each weight of a product, image and timestep; three products, one
-    forward and two backward, but for the projection, whose input needs no gradient.
+    A product takes 2 floating-point operations for each weight, image and timestep. There are three for each kernel,
+    one forward and two backward, but two for the projection, whose input needs no gradient.
     """
     import tensorflow as tf
 
@@ -166,7 +166,8 @@ def main():
             rounds.append(json.loads(process.stdout))
             print(name, rounds[-1], file=sys.stderr)
             assert rounds[-1].get("loss", 0) < 0.3, f"{name} has not learned"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {ROUNDS} rounds, median (least to most)\n")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
+          f"median of {ROUNDS} rounds (least to most)\n")
     print("| | training, s | a step, ms | training, this / that | a step, this / that |")
     print("|---|---|---|---|---|")
     for name, rounds in results.items():

@@ -38,7 +38,7 @@ def files():
 
 
 def adapt_tfds():
-    """Makes TFDS expect the small files in place of MNIST's, until the process ends or the function returned is called."""
+    """Makes TFDS expect the small files in place of MNIST's; returns a function that undoes it."""
     mnist = tfds.builder_cls("mnist")
     split_generators, infos = mnist._split_generators, dict(mnist.url_infos)
 

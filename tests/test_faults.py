@@ -1,7 +1,7 @@
 """Whatever goes wrong: one plain sentence, no traceback, a non-zero exit status, and nothing good is lost.
 
-Not tested, since an ordinary test machine can't have it: a GPU; Windows' consoles and signals; a real full disk (a limit
-on the size of files stands for it); a folder that root may not write (root runs many test machines; below, a folder
+Not tested, since an ordinary test machine can't have it: a GPU; Windows' consoles and signals; a full disk (a limit on
+the size of files stands for it); a folder that root may not write (root runs many test machines; below, a folder
 beneath a file stands for it); packets that are dropped (a proxy that never answers stands for them).
 """
 
@@ -49,7 +49,8 @@ def refusal(capsys, function=rnn_mnist.main):
     ("N_HIDDEN", 0), ("N_HIDDEN", 12.5), ("N_CLASSES", 9), ("N_STEPS", 28.0), ("N_INPUT", None), ("N_STEPS", 27),
     ("TEST_LEN", 0), ("TEST_LEN", 10001), ("OFFLINE_SAMPLE", 1), ("OFFLINE_SAMPLE", None),
     ("DATA_DIR", 5), ("DATA_DIR", ""), ("DATA_DIR", os.path.join(__file__, "data")),
-    ("MODEL_PATH", "model.h5"), ("MODEL_PATH", ""), ("MODEL_PATH", 5), ("MODEL_PATH", os.path.join(__file__, "m.keras")),
+    ("MODEL_PATH", "model.h5"), ("MODEL_PATH", ""), ("MODEL_PATH", 5),
+    ("MODEL_PATH", os.path.join(__file__, "model.keras")),
     ("LOG_DIR", 5), ("LOG_DIR", os.path.join(__file__, "logs")),
 ], ids=str)
 def test_a_wrong_constant_is_named_with_its_value(settings, monkeypatch, capsys, name, value):

@@ -1,0 +1,75 @@
+"""The README's own code blocks and commands, and what it says of the constants."""
+
+import ast
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rnn_mnist
+from conftest import QUICK, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_model_reads_an_image_file(settings, capsys):
+    settings(TRAINING_ITERS=20000)
+    assert rnn_mnist.main() == 0
+    _, (images, labels), _ = rnn_mnist.load_data()
+    model = tf.keras.models.load_model("rnn_mnist.keras")
+    answers = model.predict(images / 255, verbose=0)
+    right = np.flatnonzero(answers.argmax(axis=1) == labels)[0]
+    large = tf.image.resize(images[right][..., np.newaxis], [280, 280], method="nearest")
+    tf.io.write_file("digit.png", tf.io.encode_png(tf.cast(large, tf.uint8)))
+    capsys.readouterr()
+    exec(BLOCKS[0], {})
+    digit, probability = re.fullmatch(r"(\d), with probability (\d\.\d\d)\n", capsys.readouterr().out).groups()
+    assert int(digit) == labels[right] and float(probability) > 0.1
+
+
+def test_a_notebook_can_call_main_twice(settings, small_data_dir, monkeypatch, capsys):
+    settings(**QUICK, DATA_DIR=str(small_data_dir))
+    edited, changed = re.subn(r"20000", "2000", BLOCKS[1])
+    assert changed == 1
+    exec(edited, {})
+    first = capsys.readouterr().out
+    exec(edited, {})
+    assert first.startswith("Iter 1000, ") and capsys.readouterr().out == first
+
+
+def test_curves_are_event_files_of_their_own_for_each_run(settings, small_data_dir, tmp_path, capsys):
+    settings(**QUICK, DATA_DIR=str(small_data_dir), LOG_DIR=str(tmp_path / "logs"))
+    for _ in range(2):
+        assert rnn_mnist.main() == 0
+    log = capsys.readouterr().out
+    folders = list((tmp_path / "logs").iterdir())
+    assert len(folders) == 2
+    for folder in folders:
+        path, = folder.iterdir()
+        points = {}
+        for record in tf.data.TFRecordDataset(str(path)):
+            event = tf.compat.v1.Event.FromString(record.numpy())
+            for value in event.summary.value:
+                points.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
+        shown = re.findall(r"Iter (\d+), Minibatch Loss= (\S+), Training Accuracy= (\S+)", log)[:2]
+        assert [step for step, _ in points["minibatch loss"]] == [int(step) for step, _, _ in shown] == [1000, 2000]
+        for tag, column, rounding in [("minibatch loss", 1, 1e-6), ("minibatch accuracy", 2, 1e-5)]:
+            assert [value for _, value in points[tag]] == pytest.approx([float(row[column]) for row in shown], abs=rounding)
+        (step, accuracy), = points["test accuracy"]
+        assert step == 2900 and f"all 300 images: {np.float32(accuracy)!s}\n" in log
+
+
+def test_the_constants_are_those_of_the_script():
+    table = dict.fromkeys(name for row in re.findall(r"^\| (`[A-Z_`, ]+`) \|", README, re.MULTILINE)
+                          for name in re.findall(r"[A-Z_]+", row))
+    tree = ast.parse((ROOT / "rnn_mnist.py").read_text(encoding="utf-8"))
+    constants = [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
+    assert set(table) == set(constants) - {"DOWNLOAD"}
+
+
+def test_the_files_of_the_commands_are_there():
+    for path in re.findall(r"(?:-r |python |\()((?:\w+/)*\w+\.(?:txt|py|png))\b", README):
+        assert pathlib.Path(ROOT, path).exists(), path

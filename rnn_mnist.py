@@ -2,6 +2,7 @@
 
 Run it with `python rnn_mnist.py`; the constants below are its settings. Standard output is the original's log,
 everything else goes to standard error. README.md explains the network and how the port differs from the original.
+The program reads from here to main(); what follows main() keeps faults from costing anyone their work.
 """
 
 import contextlib
@@ -9,7 +10,6 @@ import datetime
 import errno
 import functools
 import hashlib
-import math
 import numbers
 import os
 import pathlib
@@ -17,11 +17,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 
-if __name__ == "__main__":  # Ctrl-C while TensorFlow loads ends the script without a traceback
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+if __name__ == "__main__":  # before TensorFlow loads, so that Ctrl-C ends that too without a traceback
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: sys.exit(128 + number))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
 
 import numpy as np
@@ -53,26 +53,6 @@ LOG_DIR = None  # folder for TensorBoard's curves, a subfolder a run; None: no c
 
 # data
 
-# TFDS's download knows no timeout, so it runs in a process of its own, which can be ended once nothing more arrives.
-# It would try eleven times, silently, for 205 s; one try tells whether there is a network.
-DOWNLOAD = """
-import os, signal, sys
-signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script, which then ends this process
-import tensorflow_datasets as tfds
-from tensorflow_datasets.core.download import downloader
-downloader.MAX_RETRIES = 0
-manager = tfds.download.DownloadManager(
-    download_dir=sys.argv[1], dataset_name="mnist", url_infos=tfds.builder_cls("mnist").url_infos)
-try:
-    manager.download(sys.argv[2:])
-except Exception as error:
-    while error.__context__:
-        error = error.__context__  # what came first says it most plainly
-    print(str(error).partition("\\n")[0], flush=True)
-    os._exit(1)  # without waiting for the other files
-"""
-
-
 def load_data():
     """Loads MNIST or, where it can't be had, the UCI digits bundled with this script.
 
@@ -92,83 +72,17 @@ def load_data():
     return train, test, name
 
 
-def data_dir():
-    """Returns the folder of TFDS's data sets."""
-    return os.path.expanduser(DATA_DIR or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-
-
-def mnist_dir():
-    """Returns the folder where TFDS keeps MNIST prepared, be it there or not."""
-    return os.path.join(data_dir(), "mnist", str(tfds.builder_cls("mnist").VERSION))
-
-
-def prepare_mnist():
-    """Lets TFDS prepare MNIST from its four original files, those in downloads/manual and the others downloaded.
-
-    Raises ConnectionError, which says how to get the files, where they are missing and can't be downloaded.
-    """
-    manual_dir, urls, missing = os.path.join(data_dir(), "downloads", "manual"), tfds.builder_cls("mnist").url_infos, []
-    for url, info in urls.items():
-        path = pathlib.Path(manual_dir, info.filename)
-        if not path.exists():
-            missing.append(url)
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
-            sys.exit(f"{path} is damaged or not MNIST's: replace it, or delete it to download it, and run again.")
-    with tempfile.TemporaryDirectory() as download_dir:
-        try:
-            if missing:
-                download(missing, download_dir)
-        except OSError as error:
-            names = ", ".join(info.filename for info in urls.values())
-            raise ConnectionError(
-                f"MNIST is not in {data_dir()}, and its download from {os.path.dirname(missing[0])} failed ({error}). "
-                f"To get it, put {names} into {manual_dir} and run again.") from error
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                tfds.builder("mnist", data_dir=data_dir()).download_and_prepare(
-                    download_dir=download_dir, download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
-        except Exception as error:
-            if not os.path.exists(mnist_dir()):  # or else another run was faster
-                reason = f"{type(error).__name__}: {error}".splitlines()[0]
-                sys.exit(f"MNIST can't be prepared in {data_dir()}: {reason}.")
-
-
-def download(urls, folder, patience=12):
-    """Downloads `urls` into `folder` with TFDS's progress bar.
-
-    Raises ConnectionError where that fails, or once nothing has arrived for `patience` seconds.
-    """
-    with subprocess.Popen([sys.executable, "-c", DOWNLOAD, folder, *urls], stdout=subprocess.PIPE, text=True) as process:
-        try:
-            arrived, since = [], time.monotonic()
-            while process.poll() is None:
-                time.sleep(0.1)
-                before = arrived
-                with contextlib.suppress(FileNotFoundError):  # TFDS moves a file when it is complete
-                    arrived = [entry.stat().st_size for entry in pathlib.Path(folder).rglob("*")]
-                if arrived != before:
-                    since = time.monotonic()
-                elif time.monotonic() - since > patience:
-                    print("\n", file=sys.stderr)  # below the progress bar
-                    raise ConnectionError(f"nothing arrived for {patience} s")
-        finally:
-            process.kill()
-        if process.returncode:
-            raise ConnectionError(process.stdout.read().strip())
-
-
 def read_mnist():
     """Reads prepared MNIST: (images uint8 [n, 28, 28, 1], labels int64 [n]) of 55,000 and of 10,000 for testing.
 
     The original set 5,000 training images aside; they are read, since only then TFDS finds damage in them.
     """
     try:
-        builder = tfds.builder("mnist", data_dir=data_dir())
+        builder = tfds.builder("mnist", data_dir=mnist_dir().parents[1])
         splits = builder.as_dataset(["train[:5000]", "train[5000:]", "test"], batch_size=-1, as_supervised=True)
         return tfds.as_numpy(splits[1:])
     except Exception as error:  # whatever the damage makes TFDS, TensorFlow or Python raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        sys.exit(f"MNIST in {mnist_dir()} is damaged: delete that folder and run again. ({reason})")
+        sys.exit(f"MNIST in {mnist_dir()} is damaged: delete that folder and run again. ({first_line(error)})")
 
 
 def read_uci_digits():
@@ -196,6 +110,8 @@ def minibatches(images, labels):
 
 # model
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # this process may use
+
 
 def build_model():
     """Returns the network, [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], with the original's initial weights.
@@ -204,7 +120,7 @@ def build_model():
     fan-in of the two. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
     """
     normal = functools.partial(tf.keras.initializers.RandomNormal, stddev=1.0)
-    bound = math.sqrt(3 / (2 * N_HIDDEN))
+    bound = (3 / (2 * N_HIDDEN)) ** 0.5
     uniform = functools.partial(tf.keras.initializers.RandomUniform, -bound, bound)
     model = tf.keras.Sequential([
         tf.keras.Input([N_STEPS, N_INPUT]),
@@ -225,7 +141,7 @@ def logits_of(model, images):
     if tf.config.list_physical_devices("GPU"):
         outputs = lstm(hidden(rows))  # [n, N_HIDDEN], by cuDNN
     else:  # a shard of the images for each core; one below 32 images is not worth a thread
-        shards = np.array_split(range(images.shape[0]), max(1, min(cores(), images.shape[0] // 32)))
+        shards = np.array_split(range(images.shape[0]), max(1, min(CORES, images.shape[0] // 32)))
         outputs = [last_output(hidden, lstm.cell, shard) for shard in tf.split(rows, [len(shard) for shard in shards])]
         outputs = tf.concat(outputs, axis=0)  # [n, N_HIDDEN]
     return tf.matmul(outputs, out.kernel) + out.bias
@@ -249,16 +165,11 @@ def last_output(hidden, cell, rows):
 
     zeros = tf.zeros([rows.shape[0], cell.units])
     rows = tf.transpose(rows, [1, 0, 2])  # [N_STEPS, n, N_INPUT]
-    if rows.shape[0] <= 56:  # unrolled, the steps run 5% faster, but the graph grows with each
+    if rows.shape[0] <= 56:  # unrolled, the steps run a tenth faster, but the graph grows with each
         h, _ = functools.reduce(timestep, tf.unstack(rows), (zeros, zeros))
     else:
         h, _ = tf.foldl(timestep, rows, (zeros, zeros))
     return h
-
-
-def cores():
-    """Returns how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def use_every_core():
@@ -266,11 +177,10 @@ def use_every_core():
     if not tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # too late where a notebook has used TensorFlow: slower, but right
             tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(cores())
+            tf.config.threading.set_inter_op_parallelism_threads(CORES)
 
 
 # training
-
 
 def loss_and_accuracy(logits, labels):
     """Returns the mean cross-entropy and the share of right answers of `logits` [n, N_CLASSES] for `labels` [n]."""
@@ -300,20 +210,217 @@ def train(model, images, labels, signals):
             loss, accuracy = loss_and_accuracy(predict(model, batch_images), batch_labels)
             check_finite(loss, seen)
             log(f"Iter {seen}, Minibatch Loss= {loss:.6f}, Training Accuracy= {accuracy:.5f}")
-            curve("minibatch loss", loss, seen)
-            curve("minibatch accuracy", accuracy, seen)
+            curves(seen, {"minibatch loss": loss, "minibatch accuracy": accuracy})
         step += 1
     return (step - 1) * BATCH_SIZE
 
 
-def test(model, images, labels):
-    """Returns the mean loss over `images` [n, N_STEPS, N_INPUT], and which of them the network gets right, bool [n]."""
+def test_logits(model, images):
+    """Returns the logits [n, N_CLASSES] of any number of images [n, N_STEPS, N_INPUT], in bounded memory."""
     predict = tf.function(logits_of, autograph=False)
-    logits = tf.concat([predict(model, images[start:start + 1000]) for start in range(0, len(images), 1000)], axis=0)
-    return loss_and_accuracy(logits, labels)[0], np.argmax(logits, axis=1) == labels
+    return tf.concat([predict(model, images[start:start + 1000]) for start in range(0, len(images), 1000)], axis=0)
 
 
-# output
+# main
+
+def main():
+    """Trains, tests and saves the network.
+
+    Returns the exit status: 0, 1 if the model is not where it should be, 128 + the signal that ended the training.
+    """
+    check_settings()
+    use_every_core()
+    (images, labels), (test_images, test_labels), name = load_data()
+    check_settings(len(images), len(test_images))
+    if SEED is not None:
+        tf.keras.utils.set_random_seed(SEED)
+    model = build_model()
+    if LOG_DIR is not None:
+        run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
+        tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).set_as_default()
+    device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {CORES} cores"
+    print(f"{name}: {len(images)} training and {len(test_images)} test images; "
+          f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
+    with noted_signals() as signals:
+        start = time.perf_counter()
+        seen = train(model, images, labels, signals)
+        seconds = time.perf_counter() - start
+        if signals:
+            print(f"Stopped by {signal.Signals(signals[0]).name} at Iter {seen}.", file=sys.stderr)
+            if seen == 0:  # nothing that would be worth an earlier model's place
+                return 128 + signals[0]
+        else:
+            log("Optimization Finished!")
+        print(f"Training took {seconds:.1f} s, {seen / seconds:.0f} images a second.", file=sys.stderr)
+        logits = test_logits(model, test_images)
+        loss, accuracy = loss_and_accuracy(logits, test_labels)
+        _, accuracy_of_first = loss_and_accuracy(logits[:TEST_LEN], test_labels[:TEST_LEN])
+        check_finite(loss, seen)
+        note = "" if name == "MNIST" else f" ({name})"
+        log(f"Testing Accuracy: {accuracy_of_first.numpy()!s}{note}")
+        log(f"Testing Accuracy, all {len(test_labels)} images: {accuracy.numpy()!s}{note}")
+        curves(seen, {"test accuracy": accuracy})
+        saved = MODEL_PATH is None or save(model)
+    return 128 + signals[0] if signals else int(not saved)
+
+
+# faults: settings
+
+def check_settings(train_size=55000, test_size=10000):
+    """Ends the program with a sentence for each constant that is wrong, given the sizes of the data set in images."""
+    wrong = []
+
+    def check(name, right, allowed):
+        if not right:
+            wrong.append(f"{name} = {globals()[name]!r} must be {allowed}.")
+
+    def whole(value, low=1, high=10**12):
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
+
+    def path(value):
+        return isinstance(value, (str, os.PathLike)) and os.fspath(value) != ""
+
+    check("DATA_DIR", DATA_DIR is None or path(DATA_DIR) and (os.path.exists(mnist_dir()) or can_write(DATA_DIR)),
+          "a folder that holds MNIST or can be written, or None")
+    check("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False")
+    check("LEARNING_RATE", isinstance(LEARNING_RATE, numbers.Real) and not isinstance(LEARNING_RATE, bool)
+          and 1e-37 < LEARNING_RATE < 3e38, "a finite number above 0")  # float32 holds no others
+    check("BATCH_SIZE", whole(BATCH_SIZE, 1, train_size), f"a whole number from 1 to the {train_size} training images")
+    check("SEED", SEED is None or whole(SEED, 0, 2**32 - 1), "a whole number from 0 to 4294967295, or None")
+    for name in ("TRAINING_ITERS", "DISPLAY_STEP", "N_INPUT", "N_STEPS", "N_HIDDEN"):
+        check(name, whole(globals()[name]), "a whole number from 1 to 10**12")
+    check("N_CLASSES", whole(N_CLASSES, 10), "a whole number from 10, the digits, to 10**12")
+    check("TEST_LEN", whole(TEST_LEN, 1, test_size), f"a whole number from 1 to the {test_size} test images")
+    check("MODEL_PATH", MODEL_PATH is None or path(MODEL_PATH) and os.fspath(MODEL_PATH).endswith(".keras")
+          and not os.path.isdir(os.path.expanduser(MODEL_PATH)) and can_write(os.path.dirname(MODEL_PATH)),
+          "a file ending in .keras, in a folder that can be written, or None")
+    check("LOG_DIR", LOG_DIR is None or path(LOG_DIR) and can_write(LOG_DIR), "a folder that can be written, or None")
+    if whole(N_STEPS) and whole(N_INPUT) and N_STEPS * N_INPUT != 784:
+        wrong.append(f"N_STEPS = {N_STEPS} times N_INPUT = {N_INPUT} must be 784, the pixels of an image.")
+    if wrong:
+        sys.exit("\n".join(wrong))
+
+
+def can_write(folder):
+    """Tells whether files can be made in `folder` or, where it is yet to be made, in the nearest one above it."""
+    folder = pathlib.Path(os.path.expanduser(folder)).absolute()
+    try:
+        tempfile.TemporaryFile(dir=next(each for each in (folder, *folder.parents) if os.path.exists(each))).close()
+        return True
+    except (OSError, StopIteration):
+        return False
+
+
+# faults: data and network
+
+def mnist_dir():
+    """Returns the folder where TFDS keeps MNIST prepared, be it there or not."""
+    data_dir = DATA_DIR or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(os.path.expanduser(data_dir), "mnist", str(tfds.builder_cls("mnist").VERSION))
+
+
+def prepare_mnist():
+    """Lets TFDS prepare MNIST from its four original files, those in downloads/manual and the others downloaded.
+
+    Raises ConnectionError, which says how to get the files, where they are missing and can't be downloaded.
+    """
+    data_dir, url_infos = mnist_dir().parents[1], tfds.builder_cls("mnist").url_infos
+    manual_dir, missing = data_dir / "downloads" / "manual", []
+    for url, info in url_infos.items():
+        path = manual_dir / info.filename
+        if not path.exists():
+            missing.append(url)
+        elif hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
+            sys.exit(f"{path} is damaged or not MNIST's: replace it, or delete it to download it, and run again.")
+    with tempfile.TemporaryDirectory() as download_dir, contextlib.redirect_stdout(sys.stderr):
+        try:
+            if missing:
+                download(missing, download_dir)
+            tfds.builder("mnist", data_dir=data_dir).download_and_prepare(
+                download_dir=download_dir, download_config=tfds.download.DownloadConfig(manual_dir=manual_dir))
+        except ConnectionError as error:
+            names = ", ".join(info.filename for info in url_infos.values())
+            raise ConnectionError(
+                f"MNIST is not in {data_dir}, and its download from {os.path.dirname(missing[0])} failed ({error}). "
+                f"To get it, put {names} into {manual_dir} and run again.") from error
+        except Exception as error:
+            if not os.path.exists(mnist_dir()):  # or else another run was faster
+                sys.exit(f"MNIST can't be prepared in {data_dir}: {first_line(error)}.")
+
+
+# TFDS's download knows no timeout, so it runs in a process of its own, which can be ended once nothing more arrives.
+# It would try eleven times, silently, for 205 s; one try tells whether there is a network.
+DOWNLOAD = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the script, which then ends this process
+import tensorflow_datasets as tfds
+from tensorflow_datasets.core.download import downloader
+downloader.MAX_RETRIES = 0
+manager = tfds.download.DownloadManager(
+    download_dir=sys.argv[1], dataset_name="mnist", url_infos=tfds.builder_cls("mnist").url_infos)
+try:
+    manager.download(sys.argv[2:])
+except Exception as error:
+    while error.__context__:
+        error = error.__context__  # what came first says it most plainly
+    print(str(error).partition("\\n")[0], flush=True)
+    os._exit(1)  # without waiting for the other files
+"""
+
+
+def download(urls, folder, patience=12):
+    """Downloads `urls` into `folder` with TFDS's progress bar.
+
+    Raises ConnectionError where that fails, or once nothing has arrived for `patience` seconds.
+    """
+    command = [sys.executable, "-c", DOWNLOAD, folder, *urls]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            arrived = None
+            while process.poll() is None:
+                before = arrived
+                with contextlib.suppress(FileNotFoundError):  # TFDS moves a file when it is complete
+                    arrived = [path.stat().st_size for path in pathlib.Path(folder).rglob("*")]
+                if arrived != before:
+                    deadline = time.monotonic() + patience
+                elif time.monotonic() > deadline:
+                    print("\n", file=sys.stderr)  # below the progress bar
+                    raise ConnectionError(f"nothing arrived for {patience} s")
+                time.sleep(0.1)
+        finally:
+            process.kill()
+        if process.returncode:
+            raise ConnectionError(process.stdout.read().strip())
+
+
+def first_line(error):
+    """Returns what kind of exception `error` is, and the first line of its message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+# faults: training and output
+
+def check_finite(loss, seen):
+    """Ends the program where training has diverged."""
+    if not np.isfinite(loss):
+        sys.exit(f"The loss is {loss} at Iter {seen}: LEARNING_RATE = {LEARNING_RATE} is probably too high. "
+                 "Nothing was saved.")
+
+
+@contextlib.contextmanager
+def noted_signals():
+    """Yields an empty list, to which Ctrl-C or SIGTERM adds its number; a second one is handled as it was before."""
+    signals = []
+    with contextlib.ExitStack() as earlier_handlers:
+
+        def note(number, frame):
+            signals.append(number)
+            earlier_handlers.close()
+
+        with contextlib.suppress(ValueError):  # only the main thread may handle signals
+            for number in (signal.SIGINT, signal.SIGTERM):
+                earlier_handlers.callback(signal.signal, number, signal.signal(number, note))
+        yield signals
 
 
 def log(line):
@@ -325,18 +432,17 @@ def log(line):
         sys.exit(1 if error.errno in (errno.EPIPE, errno.EINVAL) else f"The log can't be written: {error}.")
 
 
-def curve(tag, value, seen):
-    """Adds a point to a TensorBoard curve, if LOG_DIR is set. (tf.summary.scalar would need TensorBoard installed.)"""
-    plugin = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
-    tf.summary.write(tag, value, seen, tf.compat.v1.SummaryMetadata(plugin_data=plugin))
-
-
-def curves():
-    """Returns a context in which `curve` writes to a new subfolder of LOG_DIR, or nowhere where that is None."""
+def curves(seen, values):
+    """Adds a point to each curve of `values`, {name: value}, if LOG_DIR is set; warns where they can't be written."""
     if LOG_DIR is None:
-        return contextlib.nullcontext()
-    run = datetime.datetime.now().strftime("%Y%m%d-%H%M%S-%f")
-    return tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).as_default()
+        return
+    scalars = tf.compat.v1.SummaryMetadata.PluginData(plugin_name="scalars")
+    try:
+        for name, value in values.items():  # tf.summary.scalar would do it, but only where TensorBoard is installed
+            tf.summary.write(name, value, seen, tf.compat.v1.SummaryMetadata(plugin_data=scalars))
+        tf.summary.flush()
+    except tf.errors.OpError as error:
+        print(f"The curves can't be written to {LOG_DIR}: {first_line(error)}.", file=sys.stderr)
 
 
 def save(model):
@@ -345,7 +451,7 @@ def save(model):
     It is written beside its place and moved there, so that what stood there before is replaced whole or not at all.
     """
     wanted = os.path.realpath(os.path.expanduser(MODEL_PATH))
-    for path in (wanted, os.path.join(tempfile.gettempdir(), f"{os.getpid()}-{os.path.basename(wanted)}")):
+    for path in (wanted, os.path.join(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}.keras")):
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             with tempfile.TemporaryDirectory(dir=os.path.dirname(path)) as folder:
@@ -356,128 +462,6 @@ def save(model):
         except OSError as error:
             print(f"The model can't be saved to {path}: {error}.", file=sys.stderr)
     return False
-
-
-# checks
-
-
-def check_settings(train_size=55000, test_size=10000):
-    """Ends the program with a sentence for each constant that is wrong, given the sizes of the data set in images."""
-
-    def whole(value, low=1, high=math.inf):
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
-
-    def real(value, low, high):
-        return isinstance(value, numbers.Real) and not isinstance(value, bool) and low < value < high
-
-    def path(value, ending=""):
-        return isinstance(value, (str, os.PathLike)) and os.fspath(value) != "" and os.fspath(value).endswith(ending)
-
-    rules = {
-        "DATA_DIR": (DATA_DIR is None or path(DATA_DIR) and (os.path.exists(mnist_dir()) or can_write(DATA_DIR)),
-                     "a folder that holds MNIST or can be written, or None"),
-        "OFFLINE_SAMPLE": (isinstance(OFFLINE_SAMPLE, bool), "True or False"),
-        "LEARNING_RATE": (real(LEARNING_RATE, 1e-37, 3e38), "a finite number above 0"),  # float32 holds no others
-        "TRAINING_ITERS": (whole(TRAINING_ITERS), "a whole number above 0"),
-        "BATCH_SIZE": (whole(BATCH_SIZE, 1, train_size), f"a whole number from 1 to the {train_size} training images"),
-        "DISPLAY_STEP": (whole(DISPLAY_STEP), "a whole number above 0"),
-        "SEED": (SEED is None or whole(SEED, 0, 2**32 - 1), "a whole number from 0 to 4294967295, or None"),
-        "N_INPUT": (whole(N_INPUT), "a whole number above 0"),
-        "N_STEPS": (whole(N_STEPS), "a whole number above 0"),
-        "N_HIDDEN": (whole(N_HIDDEN), "a whole number above 0"),
-        "N_CLASSES": (whole(N_CLASSES, 10), "a whole number of at least 10, the digits"),
-        "TEST_LEN": (whole(TEST_LEN, 1, test_size), f"a whole number from 1 to the {test_size} test images"),
-        "MODEL_PATH": (MODEL_PATH is None or path(MODEL_PATH, ".keras") and not os.path.isdir(MODEL_PATH)
-                       and can_write(os.path.dirname(MODEL_PATH)),
-                       "a file ending in .keras, in a folder that can be written, or None"),
-        "LOG_DIR": (LOG_DIR is None or path(LOG_DIR) and can_write(LOG_DIR), "a folder that can be written, or None"),
-    }
-    wrong = [f"{name} = {globals()[name]!r} must be {allowed}." for name, (right, allowed) in rules.items() if not right]
-    if whole(N_STEPS) and whole(N_INPUT) and N_STEPS * N_INPUT != 784:
-        wrong.append(f"N_STEPS = {N_STEPS} times N_INPUT = {N_INPUT} must be 784, the pixels of an image.")
-    if wrong:
-        sys.exit("\n".join(wrong))
-
-
-def can_write(folder):
-    """Tells whether files can be made in `folder` or, where it is yet to be made, in the nearest one above it."""
-    folder = pathlib.Path(folder).expanduser().absolute()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError:
-        return False
-    return True
-
-
-def check_finite(loss, seen):
-    """Ends the program where training has diverged."""
-    if not math.isfinite(loss):
-        sys.exit(f"The loss is {loss} at Iter {seen}: LEARNING_RATE = {LEARNING_RATE} is probably too high. "
-                 "Nothing was saved.")
-
-
-@contextlib.contextmanager
-def on_signals(handler):
-    """Has `handler` called on Ctrl-C and on SIGTERM inside the block."""
-    before = {}
-    if threading.current_thread() is threading.main_thread():  # no other may handle signals
-        before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, earlier_handler in before.items():
-            signal.signal(number, earlier_handler)
-
-
-# main
-
-
-def main():
-    """Trains, tests and saves the network.
-
-    Returns the exit status: 0, 1 if the model is not where it should be, 128 + the signal that ended the training.
-    """
-    signals = []
-
-    def leave(number, frame):
-        sys.exit(128 + number)
-
-    def end_training(number, frame):
-        signals.append(number)
-        for each in (signal.SIGINT, signal.SIGTERM):  # a second one ends the program at once
-            signal.signal(each, signal.SIG_DFL)
-
-    with on_signals(leave):
-        check_settings()
-        use_every_core()
-        device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {cores()} cores"
-        (images, labels), (test_images, test_labels), name = load_data()
-        check_settings(len(images), len(test_images))
-        if SEED is not None:
-            tf.keras.utils.set_random_seed(SEED)
-        model = build_model()
-
-    with on_signals(end_training), curves():
-        print(f"{name}: {len(images)} training and {len(test_images)} test images; "
-              f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
-        start = time.monotonic()
-        seen = train(model, images, labels, signals)
-        seconds = time.monotonic() - start
-        if signals:
-            print(f"Stopped by {signal.Signals(signals[0]).name} at Iter {seen}.", file=sys.stderr)
-        else:
-            log("Optimization Finished!")
-        print(f"Training took {seconds:.1f} s, {seen / seconds:.0f} images a second.", file=sys.stderr)
-        loss, right = test(model, test_images, test_labels)
-        check_finite(loss, seen)
-        note = "" if name == "MNIST" else f" ({name})"
-        log(f"Testing Accuracy: {np.float32(right[:TEST_LEN].mean())!s}{note}")
-        log(f"Testing Accuracy, all {len(right)} images: {np.float32(right.mean())!s}{note}")
-        curve("test accuracy", right.mean(), seen)
-        saved = MODEL_PATH is None or save(model)
-    return 128 + signals[0] if signals else int(not saved)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def logits_and_gradients(model, images, labels):
 ])
 def test_logits_and_gradients_are_the_layers(monkeypatch, n, n_steps, n_input, n_hidden, cores):
     model, images, labels = case(monkeypatch, n, n_steps, n_input, n_hidden)
-    monkeypatch.setattr(rnn_mnist, "cores", lambda: cores)
+    monkeypatch.setattr(rnn_mnist, "CORES", cores)
     by_cpu = logits_and_gradients(model, images, labels)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: [kind])  # no GPU on test machines: a mock
     by_layers = logits_and_gradients(model, images, labels)
@@ -50,7 +50,7 @@ def test_logits_and_gradients_are_the_layers(monkeypatch, n, n_steps, n_input, n
     (63, 8, [63]), (1, 8, [1]), (1000, 8, [125] * 8)])
 def test_every_core_gets_a_share_of_at_least_32_images(monkeypatch, n, cores, sizes):
     model, images, _ = case(monkeypatch, n, 1, 784, 1)
-    monkeypatch.setattr(rnn_mnist, "cores", lambda: cores)
+    monkeypatch.setattr(rnn_mnist, "CORES", cores)
     shards = []
     last_output = rnn_mnist.last_output
     monkeypatch.setattr(rnn_mnist, "last_output",

@@ -1,6 +1,5 @@
 """Step for step the original: recorded runs of it, its equations in NumPy, and its initial state."""
 
-import contextlib
 import pathlib
 
 import numpy as np

@@ -429,7 +429,8 @@ def log(line):
         print(line, flush=True)
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to flush at the end
-        sys.exit(1 if error.errno in (errno.EPIPE, errno.EINVAL) else f"The log can't be written: {error}.")
+        closed_pipe = error.errno in (errno.EPIPE, errno.EINVAL)  # the latter on Windows
+        sys.exit(1 if closed_pipe else f"The log can't be written: {error}.")
 
 
 def curves(seen, values):

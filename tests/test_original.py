@@ -161,7 +161,7 @@ def reference_loss(weights, images, labels):
 
 
 def random_case(constants, n_steps, n_input, n_hidden, n=8):
-    """Returns a model with random weights everywhere, the same weights as the original's in float64, and a minibatch."""
+    """Returns a model with random weights everywhere, these weights as the original's in float64, and a minibatch."""
     constants(N_STEPS=n_steps, N_INPUT=n_input, N_HIDDEN=n_hidden)
     tf.keras.utils.set_random_seed(n_steps * n_hidden)
     model = rnn_mnist.build_model()

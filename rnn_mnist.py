@@ -57,7 +57,8 @@ def load_data():
     """Loads MNIST or, where it can't be had, the UCI digits bundled with this script.
 
     Returns (train images, train labels), (test images, test labels) and the name of the data set; images are
-    uint8 [n, N_STEPS, N_INPUT] from 0 to 255, labels int64 [n].
+    uint8 [n, N_STEPS, N_INPUT] from 0 to 255, labels int64 [n]. Ends the program where MNIST is damaged or, without
+    OFFLINE_SAMPLE, can't be had.
     """
     try:
         if not os.path.exists(mnist_dir()):
@@ -75,7 +76,8 @@ def load_data():
 def read_mnist():
     """Reads prepared MNIST: (images uint8 [n, 28, 28, 1], labels int64 [n]) of 55,000 and of 10,000 for testing.
 
-    The original set 5,000 training images aside; they are read, since only then TFDS finds damage in them.
+    The original set 5,000 training images aside; they are read, since only then TFDS finds damage in them. Ends the
+    program where it finds any.
     """
     try:
         builder = tfds.builder("mnist", data_dir=mnist_dir().parents[1])
@@ -92,7 +94,7 @@ def read_uci_digits():
     """
     with np.load(pathlib.Path(__file__).with_name("uci_digits.npz")) as digits:
         images, labels = digits["images"], digits["labels"].astype(np.int64)  # [1797, 8, 8] from 0 to 16, [1797]
-    images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear
+    images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear, [1797, 20, 20, 1]
     images = tf.image.pad_to_bounding_box(tf.cast(tf.round(images), tf.uint8), 4, 4, 28, 28).numpy()
     order = np.random.RandomState(0).permutation(len(images))  # the same in every version of NumPy
     return [(images[part], labels[part]) for part in (order[256:], order[:256])]
@@ -151,7 +153,8 @@ def last_output(hidden, cell, rows):
     """Returns what the LSTM layer does, [n, N_HIDDEN], for `rows` [n, N_STEPS, N_INPUT], faster on a CPU.
 
     The projection before it is linear, so it folds into the LSTM's input kernel: (x W + b) K = x (W K) + b K is the
-    same function with the same gradients, and its product for a row has N_INPUT inner columns, not N_HIDDEN.
+    same function with the same gradients, and its product for a row has N_INPUT inner columns, not N_HIDDEN. The rest
+    is the original's BasicLSTMCell: https://arxiv.org/abs/1409.2329.
     """
     input_kernel = tf.matmul(hidden.kernel, cell.kernel)  # [N_INPUT, 4 * N_HIDDEN]
     bias = tf.linalg.matvec(cell.kernel, hidden.bias, transpose_a=True) + cell.bias  # [4 * N_HIDDEN]
@@ -159,7 +162,7 @@ def last_output(hidden, cell, rows):
     def timestep(state, row):  # ([n, N_HIDDEN], [n, N_HIDDEN]), [n, N_INPUT]
         h, c = state
         gates = tf.nn.bias_add(tf.matmul(row, input_kernel), bias) + tf.matmul(h, cell.recurrent_kernel)
-        i, f, j, o = tf.split(gates, 4, axis=1)  # input gate, forget gate, new input, output gate
+        i, f, j, o = tf.split(gates, 4, axis=1)  # input gate, forget gate, new input, output gate: [n, N_HIDDEN]
         c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(j)
         return tf.sigmoid(o) * tf.tanh(c), c
 
@@ -190,7 +193,7 @@ def loss_and_accuracy(logits, labels):
 
 
 def train_step(model, images, labels):
-    """Updates the weights once, by Adam, for a minibatch: uint8 [n, N_STEPS, N_INPUT], int64 [n]."""
+    """Updates the weights once for a minibatch, uint8 [n, N_STEPS, N_INPUT] and int64 [n], by the model's optimizer."""
     with tf.GradientTape() as tape:
         loss, _ = loss_and_accuracy(logits_of(model, images), labels)
     gradients = tape.gradient(loss, model.trainable_variables)
@@ -198,7 +201,10 @@ def train_step(model, images, labels):
 
 
 def train(model, images, labels, signals):
-    """Trains until TRAINING_ITERS images have been seen or `signals` holds a signal; returns how many were seen."""
+    """Trains until TRAINING_ITERS images have been seen or `signals` holds a signal; returns how many were seen.
+
+    Takes images uint8 [n, N_STEPS, N_INPUT] and labels int64 [n]. Ends the program where the loss is no longer finite.
+    """
     update, predict = tf.function(train_step, autograph=False), tf.function(logits_of, autograph=False)
     batches = minibatches(images, labels)
     step = 1

@@ -19,9 +19,8 @@ import sys
 import tempfile
 import time
 
-if __name__ == "__main__":  # before TensorFlow loads, so that Ctrl-C ends that too without a traceback
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: sys.exit(128 + number))
+if __name__ == "__main__":  # Ctrl-C while TensorFlow or the data load ends the script at once, without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
 
 import numpy as np
@@ -247,7 +246,8 @@ def main():
     device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {CORES} cores"
     print(f"{name}: {len(images)} training and {len(test_images)} test images; "
           f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
-    with noted_signals() as signals:
+    signals = []
+    with on_signals(signals.append):
         start = time.perf_counter()
         seen = train(model, images, labels, signals)
         seconds = time.perf_counter() - start
@@ -338,7 +338,8 @@ def prepare_mnist():
             missing.append(url)
         elif hashlib.sha256(path.read_bytes()).hexdigest() != info.checksum:
             sys.exit(f"{path} is damaged or not MNIST's: replace it, or delete it to download it, and run again.")
-    with tempfile.TemporaryDirectory() as download_dir, contextlib.redirect_stdout(sys.stderr):
+    with (on_signals(lambda number: sys.exit(128 + number)), tempfile.TemporaryDirectory() as download_dir,
+          contextlib.redirect_stdout(sys.stderr)):
         try:
             if missing:
                 download(missing, download_dir)
@@ -414,19 +415,18 @@ def check_finite(loss, seen):
 
 
 @contextlib.contextmanager
-def noted_signals():
-    """Yields an empty list, to which Ctrl-C or SIGTERM adds its number; a second one is handled as it was before."""
-    signals = []
+def on_signals(handle):
+    """Calls `handle` with the number of the block's first Ctrl-C or SIGTERM; a second is met as if outside it."""
     with contextlib.ExitStack() as earlier_handlers:
 
-        def note(number, frame):
-            signals.append(number)
+        def first(number, frame):
             earlier_handlers.close()
+            handle(number)
 
         with contextlib.suppress(ValueError):  # only the main thread may handle signals
             for number in (signal.SIGINT, signal.SIGTERM):
-                earlier_handlers.callback(signal.signal, number, signal.signal(number, note))
-        yield signals
+                earlier_handlers.callback(signal.signal, number, signal.signal(number, first))
+        yield
 
 
 def log(line):

@@ -347,7 +347,8 @@ def test_a_signal_before_the_first_update_leaves_the_earlier_model(tmp_path, sma
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)  # the first update waits for TensorFlow to trace it, half a second at the least
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    assert process.returncode in (130, -signal.SIGINT)  # the latter between that line and the training
+    assert out == "" and "Traceback" not in err
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
 
 
@@ -357,7 +358,7 @@ def test_a_signal_while_tensorflow_loads_ends_that(tmp_path):
     time.sleep(1)  # on any machine it takes longer to load; below, nothing has been printed yet
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == "" and "Traceback" not in err and "UCI" not in err
+    assert process.returncode == -signal.SIGINT and out == "" and "Traceback" not in err and "UCI" not in err
 
 
 @posix
@@ -370,7 +371,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, small_data_dir):
         assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Testing Accuracy" not in out and "Traceback" not in err
+    assert process.returncode == -signal.SIGINT and "Testing Accuracy" not in out and "Traceback" not in err
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert len(list(tmp_path.iterdir())) == 3  # no litter
 

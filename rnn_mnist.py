@@ -405,14 +405,7 @@ def first_line(error):
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-# faults: training and output
-
-def check_finite(loss, seen):
-    """Ends the program where training has diverged."""
-    if not np.isfinite(loss):
-        sys.exit(f"The loss is {loss} at Iter {seen}: LEARNING_RATE = {LEARNING_RATE} is probably too high. "
-                 "Nothing was saved.")
-
+# faults: signals, training and output
 
 @contextlib.contextmanager
 def on_signals(handle):
@@ -427,6 +420,13 @@ def on_signals(handle):
             for number in (signal.SIGINT, signal.SIGTERM):
                 earlier_handlers.callback(signal.signal, number, signal.signal(number, first))
         yield
+
+
+def check_finite(loss, seen):
+    """Ends the program where training has diverged."""
+    if not np.isfinite(loss):
+        sys.exit(f"The loss is {loss} at Iter {seen}: LEARNING_RATE = {LEARNING_RATE} is probably too high. "
+                 "Nothing was saved.")
 
 
 def log(line):

@@ -354,8 +354,14 @@ def test_a_signal_before_the_first_update_leaves_the_earlier_model(tmp_path, sma
 
 @posix
 def test_a_signal_while_tensorflow_loads_ends_that(tmp_path):
-    process = start(script(tmp_path))
-    time.sleep(1)  # on any machine it takes longer to load; below, nothing has been printed yet
+    path = script(tmp_path)
+    source = path.read_text(encoding="utf-8")
+    imports = "import numpy as np\nimport tensorflow as tf\n"
+    assert source.count(imports) == 1
+    announced = f"print('loading', file=sys.stderr, flush=True)\n{imports}"
+    path.write_text(source.replace(imports, announced), encoding="utf-8")
+    process = start(path)
+    assert process.stderr.readline() == "loading\n"
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT and out == "" and "Traceback" not in err and "UCI" not in err

@@ -69,19 +69,20 @@ def this_project():
 
 
 def keras_fit():
+    import keras
     import numpy as np
     import tensorflow as tf
 
     images, labels = data()
     images = images / np.float32(255)
     clock = Clock()
-    model = tf.keras.Sequential([
-        tf.keras.Input([28, 28]), tf.keras.layers.Dense(128), tf.keras.layers.LSTM(128), tf.keras.layers.Dense(10)])
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(tf.keras.optimizers.Adam(epsilon=1e-8), loss, metrics=["accuracy"])
+    model = keras.Sequential([
+        keras.Input([28, 28]), keras.layers.Dense(128), keras.layers.LSTM(128), keras.layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.Adam(epsilon=1e-8), loss, metrics=["accuracy"])
     losses = []
 
-    class Evaluate(tf.keras.callbacks.Callback):
+    class Evaluate(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             clock.next_update()
 

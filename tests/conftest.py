@@ -25,7 +25,7 @@ def small_data_dir(tmp_path_factory):
     undo = small_mnist.adapt_tfds()
     patch = pytest.MonkeyPatch()
     patch.setattr(rnn_mnist, "DATA_DIR", str(data_dir))
-    rnn_mnist.prepare_mnist()
+    rnn_mnist.read_mnist()
     patch.undo()
     undo()
     return data_dir
@@ -82,8 +82,9 @@ def environment(**changes):
 
 def start(path, env=None, **kwargs):
     """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     return subprocess.Popen([sys.executable, path.name], cwd=path.parent, env=env or environment(), text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+                            **{**pipes, **kwargs})
 
 
 def run(path, env=None, **kwargs):

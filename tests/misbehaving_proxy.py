@@ -13,16 +13,16 @@ HOST = "storage.googleapis.com"
 
 @contextlib.contextmanager
 def misbehaving_proxy(behaviour, files, ca_file):
-    """Runs the proxy inside the block and yields its URL; `ca_file` is written for $REQUESTS_CA_BUNDLE.
+    """Runs the proxy inside the block and yields its URL and the names of the files asked for; `ca_file` is written for $REQUESTS_CA_BUNDLE.
 
-    Behaviours: "never answers", "refuses to connect", "is no TLS server", "404", "403", "login page", "breaks off",
-    "stalls", "is slow" (serves `files`, {name: content}, with pauses), "is right" (serves them).
+    Behaviours: "never answers", "refuses to connect", "shakes no hands", "is no TLS server", "404", "403", "login page", "breaks off",
+    "breaks off after one file", "stalls", "is slow" (serves `files`, {name: content}, the first in 14 s), "is right".
     """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(ca_file))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert(HOST).configure_cert(context)
-    closing = threading.Event()
+    closing, served = threading.Event(), []
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self):
@@ -38,11 +38,15 @@ def misbehaving_proxy(behaviour, files, ca_file):
                 self.request.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
                 return
             self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            if behaviour == "shakes no hands":
+                closing.wait()
+                return
             if behaviour == "is no TLS server":
                 self.request.sendall(b"<html>Please log in</html>")
                 return
             with context.wrap_socket(self.request, server_side=True) as stream:
                 name = read_head(stream).split()[1].decode().rpartition("/")[2]
+                served.append(name)
                 self.serve(stream, name)
 
         def serve(self, stream, name):
@@ -51,22 +55,22 @@ def misbehaving_proxy(behaviour, files, ca_file):
                 return
             content = b"<html>Please log in</html>" if behaviour == "login page" else files[name]
             stream.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode())
-            if behaviour == "breaks off":
+            if behaviour == "breaks off" or behaviour == "breaks off after one file" and len(served) > 1:
                 stream.sendall(content[:len(content) // 2])
             elif behaviour == "stalls":
                 stream.sendall(content[:len(content) // 2])
                 closing.wait()
-            elif behaviour == "is slow":
-                for part in range(8):
-                    stream.sendall(content[part * len(content) // 8:(part + 1) * len(content) // 8])
-                    time.sleep(0.7)
+            elif behaviour == "is slow" and len(served) == 1:
+                for part in range(7):
+                    stream.sendall(content[part * len(content) // 7:(part + 1) * len(content) // 7])
+                    time.sleep(2)
             else:
                 stream.sendall(content)
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http://127.0.0.1:{server.server_address[1]}", served
         finally:
             closing.set()
             server.shutdown()

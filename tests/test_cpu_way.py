@@ -1,5 +1,6 @@
 """The CPU's shorter way through the weights against Keras's layers, which a GPU takes."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -11,7 +12,7 @@ def case(monkeypatch, n, n_steps, n_input, n_hidden):
     """Returns a model whose weights are all random, and `n` random images with labels."""
     for name, value in dict(N_STEPS=n_steps, N_INPUT=n_input, N_HIDDEN=n_hidden).items():
         monkeypatch.setattr(rnn_mnist, name, value)
-    tf.keras.utils.set_random_seed(n * n_steps)
+    keras.utils.set_random_seed(n * n_steps)
     generator = np.random.default_rng(n * n_steps)
     model = rnn_mnist.build_model()
     model.set_weights([weight + 0.1 * generator.normal(size=weight.shape) for weight in model.get_weights()])

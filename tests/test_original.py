@@ -2,6 +2,7 @@
 
 import pathlib
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -94,7 +95,7 @@ def layers_way(monkeypatch):
 
 def test_keras_epsilon_would_be_noticed(recording, constants):
     def change_model(model):
-        model.compile(tf.keras.optimizers.Adam(rnn_mnist.LEARNING_RATE))
+        model.compile(keras.optimizers.Adam(rnn_mnist.LEARNING_RATE))
 
     with pytest.raises(AssertionError):
         replay(recording, constants, change_model=change_model)
@@ -163,7 +164,7 @@ def reference_loss(weights, images, labels):
 def random_case(constants, n_steps, n_input, n_hidden, n=8):
     """Returns a model with random weights everywhere, these weights as the original's in float64, and a minibatch."""
     constants(N_STEPS=n_steps, N_INPUT=n_input, N_HIDDEN=n_hidden)
-    tf.keras.utils.set_random_seed(n_steps * n_hidden)
+    keras.utils.set_random_seed(n_steps * n_hidden)
     model = rnn_mnist.build_model()
     generator = np.random.default_rng(n_steps * n_hidden)
     weights = model.get_weights()
@@ -223,7 +224,7 @@ def assert_distribution(samples, cdf, odds=1e-9):
 
 def test_initial_weights_have_the_originals_distributions(constants):
     constants(N_HIDDEN=400, N_CLASSES=400)
-    tf.keras.utils.set_random_seed(0)
+    keras.utils.set_random_seed(0)
     models = [rnn_mnist.build_model().get_weights() for _ in range(10)]
     w_hidden, b_hidden, kernel, recurrent_kernel, lstm_bias, w_out, b_out = (np.array(w) for w in zip(*models))
     for samples in (w_hidden, b_hidden, w_out, b_out):  # 112,000, 4,000, 1,600,000 and 4,000

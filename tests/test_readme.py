@@ -4,6 +4,7 @@ import ast
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -19,7 +20,7 @@ def test_the_model_reads_an_image_file_and_a_photo(settings, capsys):
     settings(TRAINING_ITERS=20000)
     assert rnn_mnist.main() == 0
     _, (images, labels), _ = rnn_mnist.load_data()
-    probabilities = tf.keras.models.load_model("rnn_mnist.keras").predict(images / 255, verbose=0)
+    probabilities = keras.models.load_model("rnn_mnist.keras").predict(images / 255, verbose=0)
     clearest = probabilities[np.arange(len(labels)), labels].argmax()
     large = tf.image.resize(images[clearest][..., np.newaxis], [280, 280], method="nearest")
     light = np.linspace(150, 210, 280)  # from the left to the right of the paper
@@ -72,7 +73,7 @@ def test_the_constants_are_those_of_the_script():
                           for name in re.findall(r"[A-Z_]+", row))
     tree = ast.parse((ROOT / "rnn_mnist.py").read_text(encoding="utf-8"))
     constants = [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
-    assert set(table) == set(constants) - {"CORES", "DOWNLOAD"}
+    assert set(table) == set(constants) - {"CORES"}
 
 
 def test_the_files_of_the_commands_are_there():

@@ -3,6 +3,7 @@
 import pathlib
 import re
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -137,7 +138,7 @@ def test_whole_run_on_mnist_twice_gives_the_same_bytes(tmp_path, small_data_dir)
     (out, err), (second_out, _) = [process.communicate(timeout=120) for process in runs]
     assert [process.returncode for process in runs] == [0, 0] and out == second_out
     assert re.search(r"^Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$", out, re.MULTILINE)
-    assert "UCI" not in out + err and tf.keras.models.load_model(tmp_path / "rnn_mnist.keras")
+    assert "UCI" not in out + err and keras.models.load_model(tmp_path / "rnn_mnist.keras")
 
 
 def test_another_seed_is_another_run(settings, small_data_dir, capsys):
@@ -152,7 +153,7 @@ def test_another_seed_is_another_run(settings, small_data_dir, capsys):
 def test_saved_model_stands_alone(settings, tmp_path):
     settings(**QUICK, MODEL_PATH="digits.keras")
     assert rnn_mnist.main() == 0
-    model = tf.keras.models.load_model("digits.keras")
+    model = keras.models.load_model("digits.keras")
     assert [layer.name for layer in model.layers] == ["hidden", "lstm", "out"]
     _, (images, labels), _ = rnn_mnist.load_data()
     probabilities = model.predict(images / 255, verbose=0)

@@ -1,8 +1,7 @@
 """Reads MNIST digits row by row with an LSTM: a TensorFlow 0.8 tutorial script, ported to TensorFlow 2 and Keras 3.
 
 Run it with `python rnn_mnist.py`; the constants below are its settings. README.md explains the network and how the port
-differs from the original. Standard output is the original's log, everything else goes to standard error. The program
-reads from here to main(); what follows main() keeps faults from costing anyone their work.
+differs from the original. Standard output is the original's log, everything else goes to standard error.
 """
 
 import contextlib
@@ -17,8 +16,12 @@ import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
-
-import keras
+os.environ.update(KERAS_BACKEND="tensorflow", KERAS_NNX_ENABLED="0")  # whatever Keras's settings file says
+try:
+    import keras
+except Exception:  # an entry of the file or the environment that Keras refuses: do without them
+    os.environ.update(KERAS_HOME=os.devnull, KERAS_MAX_EPOCHS="0", KERAS_MAX_STEPS_PER_EPOCH="0")
+    import keras
 import numpy as np
 import requests
 import tensorflow as tf
@@ -48,6 +51,9 @@ MODEL_PATH = "rnn_mnist.keras"  # file for the trained model; None: not saved
 LOG_DIR = None  # folder for TensorBoard's curves, a subfolder a run; None: no curves
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # this process may use
+with contextlib.suppress(OSError, ValueError):  # on Linux, a container may get the time of fewer: "150000 100000"
+    quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    CORES = min(CORES, max(1, round(int(quota) / int(period))))
 
 
 def load_data():
@@ -63,13 +69,17 @@ def load_data():
 
 def read_mnist():
     """Reads MNIST, which TFDS prepares first: (images uint8 [n, 28, 28, 1], labels int64 [n]) of 55,000 and 10,000."""
-    data_dir = mnist_dir().parents[1]
-    with on_failure(f"MNIST can't be prepared or read in {mnist_dir()}: make room, set DATA_DIR to another folder or, "
-                    "if it is damaged, move that one away."):
+    with on_failure(f"MNIST in {mnist_dir()} can't be read: set another DATA_DIR or, if it is damaged, move it away."):
         with contextlib.suppress(FileExistsError), contextlib.redirect_stdout(sys.stderr):  # another run was faster
-            tfds.builder("mnist", data_dir=data_dir).download_and_prepare()
-        splits = tfds.load("mnist", split=["train", "test"], data_dir=data_dir, batch_size=-1, as_supervised=True)
-    (images, labels), test = tfds.as_numpy(splits)
+            tfds.builder("mnist", data_dir=mnist_dir().parents[1]).download_and_prepare()
+        builder = tfds.builder_from_directory(mnist_dir())
+        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # prepared for tfds.data_source, as by Grain
+            sources = builder.as_data_source(["train", "test"], decoders={"image": tfds.decode.SkipDecoding()})
+            splits = [(np.array([tf.io.decode_png(each["image"]) for each in split]),
+                       np.array([each["label"] for each in split])) for split in map(list, sources)]
+        else:
+            splits = tfds.as_numpy(builder.as_dataset(["train", "test"], batch_size=-1, as_supervised=True))
+    (images, labels), test = splits
     return (images[5000:], labels[5000:]), test  # like the original, which set the others aside
 
 
@@ -78,7 +88,9 @@ def read_uci_digits():
 
     Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
     """
-    with np.load(pathlib.Path(__file__).with_name("uci_digits.npz")) as digits:
+    path = os.path.join(os.path.dirname(globals().get("__file__", "")), "uci_digits.npz")  # a notebook has no __file__
+    with (on_failure(f"The UCI digits can't be read from {os.path.abspath(path)} either: put that file there."),
+          np.load(path) as digits):
         images, labels = digits["images"], digits["labels"].astype(np.int64)  # [1797, 8, 8] from 0 to 16, [1797]
     images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear, [1797, 20, 20, 1]
     images = tf.image.pad_to_bounding_box(tf.cast(tf.round(images), tf.uint8), 4, 4, 28, 28).numpy()
@@ -91,8 +103,7 @@ def minibatches(images, labels):
     generator = np.random.default_rng(SEED)
     while True:
         order = generator.permutation(len(images))
-        for start in range(0, len(images) - BATCH_SIZE + 1, BATCH_SIZE):
-            chosen = order[start:start + BATCH_SIZE]
+        for chosen in order[:len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE):
             yield images[chosen], labels[chosen]
 
 
@@ -102,6 +113,8 @@ def build_model():
     The original's LSTM kernel was one matrix, uniform with variance 1 / fan-in, so both of Keras's kernels count the
     fan-in of the two. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
     """
+    keras.config.set_floatx("float32")  # whatever Keras's settings file or, in a notebook, an earlier call says
+    keras.config.set_dtype_policy("float32")
     normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
     uniform = functools.partial(keras.initializers.RandomUniform, -bound, bound)
@@ -161,7 +174,7 @@ def use_every_core():
     if not tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # too late where a notebook has used TensorFlow: slower, but right
             tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(CORES)
+            tf.config.threading.set_inter_op_parallelism_threads(max(1, min(CORES, BATCH_SIZE // 32)))
 
 
 def loss_and_accuracy(logits, labels):
@@ -180,10 +193,7 @@ def train_step(model, images, labels):
 
 
 def train(model, images, labels, signals):
-    """Trains until TRAINING_ITERS images have been seen or `signals` holds a signal; returns how many were seen.
-
-    Takes images uint8 [n, N_STEPS, N_INPUT] and labels int64 [n]. Ends the program where the loss is no longer finite.
-    """
+    """Trains until it has seen TRAINING_ITERS images or `signals` holds a signal; returns how many it has seen."""
     update, predict = tf.function(train_step, autograph=False), tf.function(logits_of, autograph=False)
     batches = minibatches(images, labels)
     step = 1
@@ -200,10 +210,7 @@ def train(model, images, labels, signals):
 
 
 def main():
-    """Trains, tests and saves the network.
-
-    Returns the exit status: 0, 1 if the model is not where it should be, 128 + the signal that ended the training.
-    """
+    """Trains, tests and saves the network; returns the exit status: 0, 1 if saving failed, 128 + the ending signal."""
     check_settings()
     use_every_core()
     (images, labels), (test_images, test_labels), name = load_data()
@@ -239,7 +246,7 @@ def main():
     return 128 + signals[0] if signals else int(not saved)
 
 
-# faults
+# faults: what follows keeps them from costing anyone their work
 
 def check_settings(train_size=55000, test_size=10000):
     """Ends the program with a sentence for each constant that is wrong, given the sizes of the data set in images."""
@@ -266,6 +273,8 @@ def check_settings(train_size=55000, test_size=10000):
         ("LOG_DIR", LOG_DIR is None or can_write(LOG_DIR) and importlib.util.find_spec("tensorboard"),
          "a folder that can be written, with TensorBoard installed (pip install tensorboard), or None"),
     ]
+    if keras.config.backend() != "tensorflow":
+        sys.exit(f"Keras is loaded with its {keras.config.backend()} backend: restart Python, run this script first.")
     if wrong := [f"{name} = {globals()[name]!r} must be {allowed}." for name, right, allowed in settings if not right]:
         sys.exit("\n".join(wrong))
 

@@ -174,7 +174,7 @@ def use_every_core():
     if not tf.config.list_physical_devices("GPU"):
         with contextlib.suppress(RuntimeError):  # too late where a notebook has used TensorFlow: slower, but right
             tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(max(1, min(CORES, BATCH_SIZE // 32)))
+            tf.config.threading.set_inter_op_parallelism_threads(min(CORES, max(2, BATCH_SIZE // 32)))
 
 
 def loss_and_accuracy(logits, labels):

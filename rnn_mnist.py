@@ -230,7 +230,7 @@ def main():
         seconds = time.perf_counter() - start
         stop = f"Stopped by {signal.Signals(signals[0]).name} at Iter {seen}. " if signals else ""
         print(f"{stop}Training took {seconds:.1f} s, {seen / seconds:.0f} images a second.", file=sys.stderr)
-        if signals and seen == 0:  # nothing that would be worth an earlier model's place
+        if signals and seen <= BATCH_SIZE:  # nothing learned that would be worth an earlier model's place
             return 128 + signals[0]
         predict = tf.function(logits_of, autograph=False)
         logits = tf.concat([predict(model, test_images[n:n + 1000]) for n in range(0, len(test_images), 1000)], axis=0)

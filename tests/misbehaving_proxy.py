@@ -13,10 +13,11 @@ HOST = "storage.googleapis.com"
 
 @contextlib.contextmanager
 def misbehaving_proxy(behaviour, files, ca_file):
-    """Runs the proxy inside the block and yields its URL and the names of the files asked for; `ca_file` is written for $REQUESTS_CA_BUNDLE.
+    """Runs the proxy inside the block; yields its URL and a list of the files that were asked for.
 
-    Behaviours: "never answers", "refuses to connect", "shakes no hands", "is no TLS server", "404", "403", "login page", "breaks off",
-    "breaks off after one file", "stalls", "is slow" (serves `files`, {name: content}, the first in 14 s), "is right".
+    Writes `ca_file`, for $REQUESTS_CA_BUNDLE. Behaviours: "never answers", "refuses to connect", "shakes no hands",
+    "is no TLS server", "404", "403", "login page", "breaks off", "breaks off after one file", "stalls"; "is right"
+    serves `files`, {name: content}, and "is slow" too, the first in 14 s.
     """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(ca_file))

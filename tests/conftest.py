@@ -17,6 +17,11 @@ NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
 QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # a run of seconds
 
 
+def pytest_configure(config):
+    # Keras's own, at each array made of a variable; any other warning is shown
+    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+
+
 @pytest.fixture(scope="session")
 def small_data_dir(tmp_path_factory):
     """A data directory where TFDS has prepared the small MNIST from its four files. Tests copy it to change it."""

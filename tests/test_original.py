@@ -56,7 +56,7 @@ def replay(recording, constants, change_weights=lambda weights: weights, change_
             recording["images"], recording["labels"].astype(np.int64), recording["losses"], recording["accuracies"]):
         update(model, images, labels)
         loss, accuracy = rnn_mnist.loss_and_accuracy(rnn_mnist.logits_of(model, images), labels)
-        assert abs(loss - recorded_loss) <= 1e-5
+        assert abs(loss - recorded_loss) <= 1e-5 * recorded_loss  # float32's rounding grows with the loss
         assert accuracy == recorded_accuracy
     # Adam divides by the root mean square of the gradients, so where that is tiny, rounding grows to a visible step.
     # In original_trajectory.npz no weight needs the allowance: the furthest of 2,746 is 7e-7 away.

@@ -68,6 +68,14 @@ def test_uci_digits_have_mnists_geometry_and_a_fixed_split(settings):
     assert len(test_labels) == 256 and set(test_labels) == set(range(10))
 
 
+def test_the_order_of_the_minibatches_depends_on_the_seed(settings):
+    orders = []
+    for seed in (0, 0, 1, None, None):
+        settings(BATCH_SIZE=100, SEED=seed)
+        orders.append(next(rnn_mnist.minibatches(np.arange(100), np.arange(100)))[0].tolist())
+    assert orders[0] == orders[1] and len(set(map(tuple, orders))) == 4
+
+
 def test_minibatches_pass_through_each_epoch_once_and_drop_its_tail(settings):
     settings(BATCH_SIZE=3, SEED=1)
     batches = rnn_mnist.minibatches(np.arange(10) * 2, np.arange(10))
@@ -150,12 +158,35 @@ def test_another_seed_is_another_run(settings, small_data_dir, capsys):
     assert len(set(logs)) == 4
 
 
+def test_the_initial_weights_depend_on_the_seed(settings):
+    initial = []
+    for seed in (0, np.int64(0), 1, None, None):
+        settings(**{**QUICK, "TRAINING_ITERS": 1}, SEED=seed)  # no update
+        assert rnn_mnist.main() == 0
+        initial.append(keras.models.load_model("rnn_mnist.keras").get_weights()[0])
+    np.testing.assert_array_equal(initial[0], initial[1])
+    assert len({weights.tobytes() for weights in initial}) == 4
+
+
+def test_the_tested_images_are_the_first_and_all(settings, capsys):
+    settings(**QUICK, LEARNING_RATE=0.01, TEST_LEN=100)
+    train, (images, labels), name = rnn_mnist.load_data()
+    images, labels = np.tile(images, [10, 1, 1])[:2500], np.tile(labels, 10)[:2500]  # more than are tested at a time
+    settings(load_data=lambda: (train, (images, labels), name))
+    assert rnn_mnist.main() == 0
+    predicted = keras.models.load_model("rnn_mnist.keras").predict(images / 255, verbose=0).argmax(axis=1)
+    right = (predicted == labels).astype(np.float32)
+    assert len({right[:100].mean(), right[-100:].mean(), right.mean()}) == 3  # else the test could not tell them apart
+    of_first, of_all = re.findall(r"^Testing Accuracy.*: (\S+) ", capsys.readouterr().out, re.MULTILINE)
+    assert (float(of_first), float(of_all)) == pytest.approx((right[:100].mean(), right.mean()), abs=1e-6)
+
+
 def test_saved_model_stands_alone(settings, tmp_path):
     settings(**QUICK, MODEL_PATH="digits.keras")
     assert rnn_mnist.main() == 0
     model = keras.models.load_model("digits.keras")
     assert [layer.name for layer in model.layers] == ["hidden", "lstm", "out"]
-    _, (images, labels), _ = rnn_mnist.load_data()
+    _, (images, _), _ = rnn_mnist.load_data()
     probabilities = model.predict(images / 255, verbose=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)  # float32 sums of ten
     logits = rnn_mnist.logits_of(model, images)

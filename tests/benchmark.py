@@ -1,8 +1,9 @@
-"""Times the training of this network: rnn_mnist.py, Keras's fit and, where PyTorch is installed, its nn.LSTM.
+"""Times this network: rnn_mnist.py, Keras and, where they are installed, PyTorch and JAX.
 
-Run by hand: `python tests/benchmark.py`, on MNIST as rnn_mnist.py finds it or else on the UCI digits. Each contestant
-runs in a process of its own, in turn, for several rounds: 781 updates of 128 images and 78 evaluations of a minibatch,
-tracing included. A step is one update, once the run is warm. Prints milliseconds and ratios, with their spread.
+Run by hand: `python tests/benchmark.py`, on MNIST as rnn_mnist.py finds it or else on the UCI digits: 20 minutes. Each
+contestant runs in a process of its own, in turn, for several rounds. Prints three tables, medians over the rounds:
+the training, 781 updates of 128 images and 78 evaluations of a minibatch, tracing included; a step, which is one update
+once the run is warm, at other sizes; and where the seconds of the whole script go.
 """
 
 import importlib.util
@@ -13,32 +14,143 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
 
-ROUNDS = 5
+ROUNDS = 3
 UPDATES = 781
 DISPLAY_STEP = 10
-WARM = 100  # updates that do not count as steps
+WARM = 100  # updates of the training that do not count as steps
+SIZES = [  # images in a minibatch, timesteps, pixels at a timestep, LSTM units
+    (128, 28, 28, 128), (1, 28, 28, 128), (32, 28, 28, 128), (512, 28, 28, 128),
+    (128, 28, 28, 32), (128, 28, 28, 512), (128, 28, 28, 1024),
+    (128, 14, 56, 128), (128, 56, 14, 128), (128, 112, 7, 128), (128, 784, 1, 128), (1, 112, 7, 128)]
+SECONDS = 1  # for the steps of a size
 
 
-class Clock:
-    """Notes when each update ends, without the evaluations between them."""
+# contestants: each returns, for a size, an update of its weights by a minibatch and the loss of a minibatch
 
-    def __init__(self):
-        self.start = self.last = time.perf_counter()
-        self.steps = []
 
-    def update_done(self):
-        self.steps.append(time.perf_counter() - self.last)
+def this_project(batch_size, timesteps, pixels, units):
+    import tensorflow as tf
+    import rnn_mnist
 
-    def next_update(self):
-        self.last = time.perf_counter()
+    rnn_mnist.BATCH_SIZE, rnn_mnist.N_STEPS, rnn_mnist.N_INPUT = batch_size, timesteps, pixels
+    rnn_mnist.N_HIDDEN = units
+    rnn_mnist.use_every_core()
+    model = rnn_mnist.build_model()
+    update, predict = tf.function(rnn_mnist.train_step), tf.function(rnn_mnist.logits_of)
+    return (lambda images, labels: update(model, images, labels),
+            lambda images, labels: rnn_mnist.loss_and_accuracy(predict(model, images), labels)[0])
 
-    def result(self, loss):
-        return {"training": time.perf_counter() - self.start, "step": statistics.median(self.steps[WARM:]),
-                "loss": float(loss)}
+
+def keras_model(timesteps, pixels, units):
+    """The same layers as Keras has them, initial weights included; returns the model, its loss and its optimizer."""
+    import keras
+
+    model = keras.Sequential([
+        keras.Input([timesteps, pixels]), keras.layers.Dense(units), keras.layers.LSTM(units), keras.layers.Dense(10)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return model, loss, keras.optimizers.Adam(epsilon=1e-8)
+
+
+def keras_layers(batch_size, timesteps, pixels, units):
+    import tensorflow as tf
+
+    model, loss_of, adam = keras_model(timesteps, pixels, units)
+
+    @tf.function
+    def evaluate(images, labels):
+        return loss_of(labels, model(tf.cast(images, tf.float32) / 255))
+
+    @tf.function
+    def update(images, labels):
+        with tf.GradientTape() as tape:
+            loss = evaluate(images, labels)
+        adam.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
+
+    return update, evaluate
+
+
+def pytorch(batch_size, timesteps, pixels, units):
+    import torch
+
+    class Network(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.hidden = torch.nn.Linear(pixels, units)
+            self.lstm = torch.nn.LSTM(units, units, batch_first=True)
+            self.out = torch.nn.Linear(units, 10)
+
+        def forward(self, rows):
+            return self.out(self.lstm(self.hidden(rows))[0][:, -1])
+
+    network = Network()
+    adam = torch.optim.Adam(network.parameters(), lr=0.001)
+
+    def loss_of(images, labels):
+        logits = network(torch.from_numpy(images).float() / 255)
+        return torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
+
+    def update(images, labels):
+        adam.zero_grad()
+        loss_of(images, labels).backward()
+        adam.step()
+
+    return update, torch.no_grad()(loss_of)
+
+
+def jax(batch_size, timesteps, pixels, units):
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    generator = np.random.default_rng(0)
+
+    def uniform(*shape):
+        return jnp.asarray(generator.uniform(-1, 1, shape) / np.sqrt(shape[0]), jnp.float32)
+
+    weights = dict(w_hidden=uniform(pixels, units), b_hidden=jnp.zeros(units), kernel=uniform(units, 4 * units),
+                   recurrent_kernel=uniform(units, 4 * units), bias=jnp.zeros(4 * units),
+                   w_out=uniform(units, 10), b_out=jnp.zeros(10))
+
+    def loss_of(weights, images, labels):
+        rows = jnp.swapaxes(images, 0, 1).astype(jnp.float32) / 255
+        inputs = (rows @ weights["w_hidden"] + weights["b_hidden"]) @ weights["kernel"] + weights["bias"]
+
+        def timestep(state, x):
+            h, c = state
+            i, f, j, o = jnp.split(x + h @ weights["recurrent_kernel"], 4, axis=1)
+            c = jax.nn.sigmoid(f) * c + jax.nn.sigmoid(i) * jnp.tanh(j)
+            return (jax.nn.sigmoid(o) * jnp.tanh(c), c), None
+
+        zeros = jnp.zeros([len(images), units])
+        (h, _), _ = jax.lax.scan(timestep, (zeros, zeros), inputs)
+        log_probabilities = jax.nn.log_softmax(h @ weights["w_out"] + weights["b_out"])
+        return -jnp.take_along_axis(log_probabilities, labels[:, None], axis=1).mean()
+
+    @jax.jit
+    def adam(weights, m, v, step, images, labels):
+        gradients = jax.grad(loss_of)(weights, images, labels)
+        m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
+        v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradients)
+        rate = 0.001 * jnp.sqrt(1 - 0.999 ** step) / (1 - 0.9 ** step)
+        return jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-8), weights, m, v), m, v, step + 1
+
+    zeros = jax.tree.map(jnp.zeros_like, weights)
+    state = [weights, zeros, zeros, jnp.float32(1)]
+
+    def update(images, labels):
+        state[:] = jax.block_until_ready(adam(*state, images, labels))
+
+    evaluate = jax.jit(loss_of)
+    return update, lambda images, labels: evaluate(state[0], images, labels)
+
+
+# what is timed
 
 
 def data():
@@ -48,93 +160,53 @@ def data():
     return rnn_mnist.load_data()[0]
 
 
-def this_project():
-    import tensorflow as tf
+def training(contestant):
+    """Returns the seconds of the whole training and the median of a step's, and the last loss evaluated."""
     import rnn_mnist
 
-    rnn_mnist.use_every_core()
     images, labels = data()
-    clock = Clock()
-    model = rnn_mnist.build_model()
-    update, predict = tf.function(rnn_mnist.train_step), tf.function(rnn_mnist.logits_of)
+    start = time.perf_counter()
+    update, evaluate = contestant(*SIZES[0])
+    seconds = []
     batches = rnn_mnist.minibatches(images, labels)
     for step in range(1, UPDATES + 1):
-        clock.next_update()
-        batch_images, batch_labels = next(batches)
-        update(model, batch_images, batch_labels)
-        clock.update_done()
+        batch_start = time.perf_counter()
+        batch = next(batches)
+        update(*batch)
+        seconds.append(time.perf_counter() - batch_start)
         if step % DISPLAY_STEP == 0:
-            loss, _ = rnn_mnist.loss_and_accuracy(predict(model, batch_images), batch_labels)
-    return clock.result(loss)
+            loss = float(evaluate(*batch))
+    return {"training": time.perf_counter() - start, "step": statistics.median(seconds[WARM:]), "loss": loss}
 
 
-def keras_fit():
+def fit_training():
+    """The same by Keras's fit, which makes the minibatches itself: others of the same size are evaluated."""
     import keras
     import numpy as np
     import tensorflow as tf
 
     images, labels = data()
     images = images / np.float32(255)
-    clock = Clock()
-    model = keras.Sequential([
-        keras.Input([28, 28]), keras.layers.Dense(128), keras.layers.LSTM(128), keras.layers.Dense(10)])
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(keras.optimizers.Adam(epsilon=1e-8), loss, metrics=["accuracy"])
-    losses = []
+    start = time.perf_counter()
+    model, loss, adam = keras_model(*SIZES[0][1:])
+    model.compile(adam, loss, metrics=["accuracy"])
+    evaluate = tf.function(lambda images, labels: loss(labels, model(images)))
+    seconds, losses = [], []
 
-    class Evaluate(keras.callbacks.Callback):
+    class Clock(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
-            clock.next_update()
+            self.batch_start = time.perf_counter()
 
         def on_train_batch_end(self, batch, logs=None):
-            clock.update_done()
-            step = len(clock.steps)
-            if step % DISPLAY_STEP == 0:  # fit does not hand out its minibatches: another of the same size
-                start = step * 128 % (len(images) - 128)
-                losses.append(evaluate(images[start:start + 128], labels[start:start + 128]))
-            model.stop_training = step == UPDATES
+            seconds.append(time.perf_counter() - self.batch_start)
+            if len(seconds) % DISPLAY_STEP == 0:
+                first = len(seconds) * 128 % (len(images) - 128)
+                losses.append(evaluate(images[first:first + 128], labels[first:first + 128]))
+            model.stop_training = len(seconds) == UPDATES
 
-    @tf.function
-    def evaluate(images, labels):
-        return loss(labels, model(images))
-
-    model.fit(images, labels, batch_size=128, epochs=UPDATES, verbose=0, callbacks=[Evaluate()])
-    return clock.result(losses[-1])
-
-
-def pytorch():
-    import torch
-    import rnn_mnist
-
-    class Network(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.hidden = torch.nn.Linear(28, 128)
-            self.lstm = torch.nn.LSTM(128, 128, batch_first=True)
-            self.out = torch.nn.Linear(128, 10)
-
-        def forward(self, rows):
-            return self.out(self.lstm(self.hidden(rows))[0][:, -1])
-
-    images, labels = data()
-    clock = Clock()
-    network = Network()
-    adam = torch.optim.Adam(network.parameters(), lr=0.001)
-    cross_entropy = torch.nn.CrossEntropyLoss()
-    batches = rnn_mnist.minibatches(images, labels)
-    for step in range(1, UPDATES + 1):
-        clock.next_update()
-        batch_images, batch_labels = (torch.from_numpy(array) for array in next(batches))
-        batch_images = batch_images.float() / 255
-        adam.zero_grad()
-        cross_entropy(network(batch_images), batch_labels).backward()
-        adam.step()
-        clock.update_done()
-        if step % DISPLAY_STEP == 0:
-            with torch.no_grad():
-                logits = network(batch_images)
-                loss, _ = cross_entropy(logits, batch_labels), (logits.argmax(1) == batch_labels).float().mean()
-    return clock.result(loss)
+    model.fit(images, labels, batch_size=128, epochs=UPDATES, verbose=0, callbacks=[Clock()])
+    return {"training": time.perf_counter() - start, "step": statistics.median(seconds[WARM:]),
+            "loss": float(losses[-1])}
 
 
 def floor():
@@ -158,27 +230,93 @@ def floor():
     return {"step": operations * statistics.median(seconds) / (2 * size**3)}
 
 
+def step(contestant, size):
+    """Returns the median seconds of a step on random images; `size` is the number of one of SIZES."""
+    import numpy as np
+
+    batch_size, timesteps, pixels, units = SIZES[int(size)]
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, [batch_size, timesteps, pixels], np.uint8)
+    labels = generator.integers(0, 10, batch_size)
+    update, _ = contestant(batch_size, timesteps, pixels, units)
+    for _ in range(3):
+        update(images, labels)
+    seconds = []
+    while sum(seconds) < SECONDS or len(seconds) < 5:
+        start = time.perf_counter()
+        update(images, labels)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def whole_script():
+    """Returns the seconds of each part of `python rnn_mnist.py`, told apart by when its lines appear."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import rnn_mnist"], cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    parts = {"starting Python, importing TensorFlow, Keras and TFDS": time.perf_counter() - start}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("rnn_mnist.py", "uci_digits.npz"):
+            pathlib.Path(folder, name).write_bytes((ROOT / name).read_bytes())
+        start = time.perf_counter()
+        with subprocess.Popen([sys.executable, "-u", "rnn_mnist.py"], cwd=folder, text=True,
+                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
+            marks = {}
+            for line in process.stdout:
+                for mark in (" training and ", "Iter ", "Training took", "Testing Accuracy, all"):
+                    if mark in line:
+                        marks.setdefault(mark, time.perf_counter() - start)
+        end = time.perf_counter() - start
+    loaded, first, trained, tested = marks.values()
+    parts["reading the data"] = loaded - parts["starting Python, importing TensorFlow, Keras and TFDS"]
+    parts["tracing, up to the first log line"] = first - loaded
+    parts["the rest of the training"] = trained - first
+    parts["testing on all test images, saving"] = tested - trained
+    parts["ending Python"] = end - tested
+    parts["the whole command"] = end
+    return parts
+
+
+# tables
+
+
 def main():
-    contestants = [this_project, keras_fit] + ([pytorch] if importlib.util.find_spec("torch") else []) + [floor]
-    results = {contestant.__name__: [] for contestant in contestants}
+    contestants = ["this_project", "keras_layers"] + [
+        name for name, package in [("pytorch", "torch"), ("jax", "jax")] if importlib.util.find_spec(package)]
+    trainings = [f"training {name}" for name in contestants if name != "keras_layers"]
+    results = {job: [] for job in [
+        *trainings, "fit_training", "floor", "whole_script",
+        *(f"step {name} {number}" for number in range(len(SIZES)) for name in contestants)]}
     for _ in range(ROUNDS):
-        for name, rounds in results.items():
-            process = subprocess.run([sys.executable, __file__, name], stdout=subprocess.PIPE, check=True)
+        for job, rounds in results.items():
+            process = subprocess.run([sys.executable, __file__, *job.split()], stdout=subprocess.PIPE, check=True)
             rounds.append(json.loads(process.stdout))
-            print(name, rounds[-1], file=sys.stderr)
-            assert rounds[-1].get("loss", 0) < 0.3, f"{name} has not learned"
+            print(job, rounds[-1], file=sys.stderr)
+            assert "training" not in job or rounds[-1]["loss"] < 0.3, f"{job} has not learned"
     print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
           f"median of {ROUNDS} rounds (least to most)\n")
-    print("| | training, s | a step, ms | training, this / that | a step, this / that |")
-    print("|---|---|---|---|---|")
-    for name, rounds in results.items():
-        cells = [name]
-        for key, scale, digits in [("training", 1, 1), ("step", 1000, 1)]:
-            cells.append(spread([scale * result[key] for result in rounds if key in result], digits))
+    print("| | training, s | a step, ms | training, this / that | a step, this / that |\n|---|---|---|---|---|")
+    this = results["training this_project"]
+    for job in [*trainings, "fit_training", "floor"]:
+        cells = [job]
+        for key, scale in [("training", 1), ("step", 1000)]:
+            cells.append(spread([scale * result[key] for result in results[job] if key in result], 1))
         for key in ("training", "step"):
-            cells.append(spread([this[key] / that[key] for this, that in zip(results["this_project"], rounds)
-                                 if key in that], 2))
+            pairs = zip(this, results[job])
+            cells.append(spread([ours[key] / theirs[key] for ours, theirs in pairs if key in theirs], 2))
         print("| " + " | ".join(cells) + " |")
+    print("\n| images, timesteps, pixels, units | " + " | ".join(f"{name}, ms" for name in contestants) + " | "
+          + " | ".join(f"this / {name}" for name in contestants[1:]) + " |")
+    print("|---" * 2 * len(contestants) + "|")
+    for number, size in enumerate(SIZES):
+        milliseconds = {name: [1000 * seconds for seconds in results[f"step {name} {number}"]] for name in contestants}
+        ours, *others = milliseconds.values()
+        ratios = [statistics.median(our / their for our, their in zip(ours, theirs)) for theirs in others]
+        print("| " + " | ".join([", ".join(map(str, size)),
+                                 *(f"{statistics.median(each):.3g}" for each in milliseconds.values()),
+                                 *(f"{ratio:.2f}" for ratio in ratios)]) + " |")
+    print("\n| part of `python rnn_mnist.py` | s |\n|---|---|")
+    for part in results["whole_script"][0]:
+        print(f"| {part} | {spread([rounds[part] for rounds in results['whole_script']], 1)} |")
 
 
 def spread(values, digits):
@@ -189,6 +327,7 @@ def spread(values, digits):
 
 if __name__ == "__main__":
     if len(sys.argv) > 1:
-        print(json.dumps(globals()[sys.argv[1]]()))
+        function, *names = sys.argv[1:]
+        print(json.dumps(globals()[function](*(globals().get(name, name) for name in names))))
     else:
         main()

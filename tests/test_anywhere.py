@@ -175,20 +175,35 @@ def test_mnist_prepared_as_array_record_is_read_too(settings, small_files, small
         assert usual.dtype == array_record.dtype
 
 
+def run_without_privileges(path):
+    """Runs a copy of the script; root, whom no permission stops, gives up that capability."""
+    command = [sys.executable, path.name]
+    if os.geteuid() == 0:
+        taken = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
+    process = subprocess.run(command, cwd=path.parent, env=environment(), text=True, capture_output=True, timeout=60)
+    return process.returncode, process.stdout, process.stderr
+
+
+@posix
+def test_folders_that_may_not_be_written_are_refused(tmp_path):
+    (tmp_path / "mine").mkdir(mode=0o555)
+    path = script(tmp_path, DATA_DIR="mine", MODEL_PATH="mine/model.keras", LOG_DIR="mine/logs/today")
+    status, out, err = run_without_privileges(path)
+    assert status == 1 and out == ""
+    assert [line.split()[0] for line in err.splitlines()[-3:]] == ["DATA_DIR", "MODEL_PATH", "LOG_DIR"]
+
+
 @posix
 @pytest.mark.parametrize("unreadable", ["mnist/3.0.1", "mnist/3.0.1/dataset_info.json",
                                         "mnist/3.0.1/mnist-train.tfrecord-00000-of-00001"])
 def test_intact_data_that_may_not_be_read_is_not_called_damaged(tmp_path, small_data_dir, unreadable):
     shutil.copytree(small_data_dir, tmp_path / "data")
     (tmp_path / "data" / unreadable).chmod(0)
-    command = [sys.executable, script(tmp_path, **QUICK, DATA_DIR=str(tmp_path / "data")).name]
-    if os.geteuid() == 0:  # whom no permission stops, unless these capabilities are taken away
-        taken = "-dac_override,-dac_read_search"
-        command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
-    process = subprocess.run(command, cwd=tmp_path, env=environment(), text=True, capture_output=True, timeout=60)
+    status, out, err = run_without_privileges(script(tmp_path, **QUICK, DATA_DIR=str(tmp_path / "data")))
     (tmp_path / "data" / unreadable).chmod(0o755)
-    message = process.stderr.splitlines()[-1]
-    assert process.returncode == 1 and process.stdout == "" and "Traceback" not in process.stderr
+    message = err.splitlines()[-1]
+    assert status == 1 and out == "" and "Traceback" not in err
     assert message.startswith(f"MNIST in {tmp_path / 'data' / 'mnist' / '3.0.1'} can't be read: set another DATA_DIR")
     assert "ermission denied" in message or "PermissionDenied" in message
     assert "or, if it is damaged, move it away" in message and "delete" not in message

@@ -61,6 +61,12 @@ def test_a_wrong_constant_is_named_with_its_value(settings, monkeypatch, capsys,
     assert message.startswith(f"{name} = {value!r} ") and len(message.splitlines()) == 1
 
 
+def test_a_folder_is_no_model_file(settings, tmp_path, capsys):
+    (tmp_path / "folder.keras").mkdir()
+    settings(MODEL_PATH="folder.keras")
+    assert refusal(capsys).startswith("MODEL_PATH = 'folder.keras' must be a file ending in .keras")
+
+
 def test_curves_need_tensorboard(settings, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # which makes Python take it for not installed
     settings(LOG_DIR="logs")

@@ -333,6 +333,14 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(settings, 
     assert keras.models.load_model(saved)
 
 
+def test_a_tilde_is_the_home_folder(settings, monkeypatch, tmp_path):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
+    settings(**QUICK, MODEL_PATH="~/model.keras", DATA_DIR="~/data")
+    assert rnn_mnist.save(rnn_mnist.build_model()) and (tmp_path / "home" / "model.keras").exists()
+    assert rnn_mnist.mnist_dir() == tmp_path / "home" / "data" / VERSION_DIR
+
+
 def test_a_link_to_the_model_stays_a_link(settings, tmp_path):
     settings(**QUICK)
     (tmp_path / "elsewhere").mkdir()
@@ -391,7 +399,7 @@ def test_a_signal_while_testing_loses_nothing(tmp_path, small_data_dir):
 
 
 @posix
-@pytest.mark.parametrize("moment", ["minibatches", "train_step"], ids=["before training", "while its first update is traced"])
+@pytest.mark.parametrize("moment", ["minibatches", "train_step"], ids=["before training", "while it is traced"])
 def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(settings, tmp_path, monkeypatch, capsys, moment):
     settings(**QUICK)
     (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")

@@ -380,5 +380,5 @@ if __name__ == "__main__":
     except (MemoryError, tf.errors.ResourceExhaustedError):
         sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there is: lower them.")
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # nothing is left to flush into a log that can't be written
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would complain of what is left to flush
         sys.exit(1 if isinstance(error, BrokenPipeError) else f"A file can't be read or written: {error}.")

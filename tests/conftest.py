@@ -82,7 +82,8 @@ def script(folder, small=False, **constants):
 
 
 def environment(**changes):
-    return {**os.environ, **NO_NETWORK, "PYTHONPATH": str(ROOT / "tests"), **changes}
+    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # which would hide much
+    return {**usual, **NO_NETWORK, "PYTHONPATH": str(ROOT / "tests"), **changes}
 
 
 def start(path, env=None, **kwargs):

@@ -98,7 +98,7 @@ def pasted(folder, **constants):
 def test_a_pasted_script_runs_twice_whatever_keras_was_set_to(tmp_path, kernel, small_data_dir, usual_log):
     _, client = kernel
     cell = pasted(tmp_path, DATA_DIR=str(small_data_dir))
-    earlier = "import keras; keras.config.set_floatx('float16'); keras.config.set_dtype_policy('mixed_bfloat16')"
+    earlier = "import keras; keras.config.set_floatx('float16'); keras.config.set_dtype_policy('bfloat16')"
     assert run_cell(client, earlier)[0] == "ok"
     for _ in range(2):
         status, out, err, _ = run_cell(client, cell)
@@ -261,12 +261,12 @@ def load_script(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("batch_size, threads", [(128, 4), (32, 2), (1, 2), (4096, 64)])
 def test_no_more_threads_than_shards_but_two(load_script, monkeypatch, batch_size, threads):
-    set_to = []
+    intra_op, inter_op = [], []
     module = load_script(BATCH_SIZE=batch_size)
-    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", lambda number: None)
-    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", set_to.append)  # once in a process
+    monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", intra_op.append)  # mocks: TensorFlow
+    monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", inter_op.append)  # takes them but once
     module.use_every_core()
-    assert set_to == [threads]
+    assert intra_op == [1] and inter_op == [threads]
 
 
 @pytest.mark.parametrize("limit, cores", [

@@ -135,6 +135,7 @@ def test_a_network_that_fails_leads_to_the_sample_within_20_s(behind, tmp_path, 
     manual_dir = tmp_path / "data" / "downloads" / "manual"
     assert fetching.startswith("Fetching https://storage.googleapis.com/") and fetching.endswith(f" to {manual_dir}.")
     assert notice.startswith("MNIST is not in ") and reason in notice
+    assert "Caused by" not in notice and "HTTPSConnectionPool(" not in notice  # but what went wrong first
     assert all(name in notice for name in [str(manual_dir), *small_mnist.files()])
     assert not (tmp_path / "data").exists()  # no litter
 
@@ -331,6 +332,14 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(settings, 
     failed, rescued = capsys.readouterr().err.splitlines()
     assert failed.startswith(f"The model can't be saved to {tmp_path / name}. ") and str(saved) in rescued
     assert keras.models.load_model(saved)
+
+
+def test_an_earlier_model_is_replaced_not_overwritten(settings, tmp_path):
+    settings(**QUICK)
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    os.link("rnn_mnist.keras", "another name")
+    assert rnn_mnist.save(rnn_mnist.build_model())
+    assert (tmp_path / "another name").read_bytes() == b"earlier"
 
 
 def test_a_tilde_is_the_home_folder(settings, monkeypatch, tmp_path):

@@ -18,8 +18,10 @@ QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZ
 
 
 def pytest_configure(config):
-    # Keras's own, at each array made of a variable; any other warning is shown
-    config.addinivalue_line("filterwarnings", "ignore:__array__ implementation doesn't accept:DeprecationWarning")
+    for known in ["__array__ implementation doesn't accept",  # Keras's, at each array made of a variable
+                  ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13
+                  r"label\(\) is deprecated. Use is_required"]:  # TFDS's, on Python 3.10
+        config.addinivalue_line("filterwarnings", f"ignore:{known}:DeprecationWarning")  # any other one is shown
 
 
 @pytest.fixture(scope="session")

@@ -262,13 +262,19 @@ def preparing(tmp_path, name):
     return script(tmp_path / name, small=True, **QUICK, DATA_DIR=str(tmp_path / "data"))
 
 
-@posix
-def test_killed_while_preparing_the_next_run_starts_clean(tmp_path):
+def start_preparing(tmp_path, name):
+    """Starts such a copy on the small files; returns the process once TFDS is at it."""
     write_files(tmp_path / "data")
-    process = start(preparing(tmp_path, "killed"))
+    process = start(preparing(tmp_path, name))
     while not list((tmp_path / "data").glob("mnist/*incomplete*/*")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.01)
+    return process
+
+
+@posix
+def test_killed_while_preparing_the_next_run_starts_clean(tmp_path):
+    process = start_preparing(tmp_path, "killed")
     process.kill()
     process.communicate()
     assert not (tmp_path / "data" / VERSION_DIR).exists()
@@ -471,11 +477,7 @@ def test_a_signal_during_the_download_ends_it(tmp_path, number, status):
 
 @posix
 def test_an_interrupt_while_preparing_leaves_no_litter(tmp_path):
-    write_files(tmp_path / "data")
-    process = start(preparing(tmp_path, "run"))
-    while not list((tmp_path / "data").glob("mnist/*incomplete*/*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = start_preparing(tmp_path, "run")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err

@@ -1,10 +1,10 @@
 """Reads MNIST digits row by row with an LSTM: a TensorFlow 0.8 tutorial script, ported to TensorFlow 2 and Keras 3.
 
-Run it with `python rnn_mnist.py`; the constants below are its settings. README.md explains the network and how the port
-differs from the original. Standard output is the original's log, everything else goes to standard error.
+The constants below are its settings, README.md explains it. Standard output is the original's log and nothing else.
 """
 
 import contextlib
+import datetime
 import functools
 import hashlib
 import importlib.util
@@ -17,11 +17,9 @@ import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
 os.environ.update(KERAS_BACKEND="tensorflow", KERAS_NNX_ENABLED="0")  # whatever Keras's settings file says
-try:
-    import keras
-except Exception:  # an entry of the file or the environment that Keras refuses: do without them
+if __name__ == "__main__" and not hasattr(sys, "ps1"):  # no notebook: without anything that Keras might refuse
     os.environ.update(KERAS_HOME=os.devnull, KERAS_MAX_EPOCHS="0", KERAS_MAX_STEPS_PER_EPOCH="0")
-    import keras
+import keras
 import numpy as np
 import requests
 import tensorflow as tf
@@ -57,10 +55,7 @@ with contextlib.suppress(OSError, ValueError):  # on Linux, a container may get 
 
 
 def load_data():
-    """Returns (images, labels) for training, (images, labels) for testing and the name of the data set they come from.
-
-    Images are uint8 [n, N_STEPS, N_INPUT] from 0 to 255, labels int64 [n].
-    """
+    """Returns (images uint8 [n, N_STEPS, N_INPUT], labels int64 [n]) for training, for testing, and their name."""
     has_mnist = os.path.exists(mnist_dir()) or fetch_mnist()
     splits = read_mnist() if has_mnist else read_uci_digits()
     train, test = [(images.reshape(-1, N_STEPS, N_INPUT), labels) for images, labels in splits]
@@ -75,24 +70,20 @@ def read_mnist():
         builder = tfds.builder_from_directory(mnist_dir())
         if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # prepared for tfds.data_source, as by Grain
             sources = builder.as_data_source(["train", "test"], decoders={"image": tfds.decode.SkipDecoding()})
-            splits = [(np.array([tf.io.decode_png(each["image"]) for each in split]),
-                       np.array([each["label"] for each in split])) for split in map(list, sources)]
+            pairs = [[(tf.io.decode_png(each["image"]), each["label"]) for each in source] for source in sources]
+            splits = [[np.array(column) for column in zip(*split)] for split in pairs]
         else:
             splits = tfds.as_numpy(builder.as_dataset(["train", "test"], batch_size=-1, as_supervised=True))
-    (images, labels), test = splits
-    return (images[5000:], labels[5000:]), test  # like the original, which set the others aside
+    return [column[5000:] for column in splits[0]], splits[1]  # like the original, which set the first 5,000 aside
 
 
 def read_uci_digits():
-    """Reads the UCI digits in MNIST's geometry, 20 x 20 in 28 x 28, as read_mnist: 1,541 and 256 for testing.
-
-    Source: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository, 1998.
-    """
+    """Reads the UCI digits (Alpaydin, Kaynak: UCI Machine Learning Repository, 1998) as read_mnist: 1,541 and 256."""
     path = os.path.join(os.path.dirname(globals().get("__file__", "")), "uci_digits.npz")  # a notebook has no __file__
     with (on_failure(f"The UCI digits can't be read from {os.path.abspath(path)} either: put that file there."),
           np.load(path) as digits):
         images, labels = digits["images"], digits["labels"].astype(np.int64)  # [1797, 8, 8] from 0 to 16, [1797]
-    images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear, [1797, 20, 20, 1]
+    images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear; as in MNIST, 20 x 20
     images = tf.image.pad_to_bounding_box(tf.cast(tf.round(images), tf.uint8), 4, 4, 28, 28).numpy()
     order = np.random.RandomState(0).permutation(len(images))  # the same in every version of NumPy
     return [(images[part], labels[part]) for part in (order[256:], order[:256])]
@@ -108,14 +99,12 @@ def minibatches(images, labels):
 
 
 def build_model():
-    """Returns the network, [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], with the original's initial weights.
-
-    The original's LSTM kernel was one matrix, uniform with variance 1 / fan-in, so both of Keras's kernels count the
-    fan-in of the two. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
-    """
+    """Returns the network, [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], with the original's first weights."""
     keras.config.set_floatx("float32")  # whatever Keras's settings file or, in a notebook, an earlier call says
     keras.config.set_dtype_policy("float32")
     normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
+    # The original's LSTM kernel was one matrix, uniform with variance 1 / fan-in, so each of Keras's two counts the
+    # fan-in of both. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
     uniform = functools.partial(keras.initializers.RandomUniform, -bound, bound)
     model = keras.Sequential([
@@ -146,9 +135,8 @@ def logits_of(model, images):
 def last_output(hidden, cell, rows):
     """Returns what the LSTM layer does, [n, N_HIDDEN], for `rows` [n, N_STEPS, N_INPUT], faster on a CPU.
 
-    The projection before it is linear, so it folds into the LSTM's input kernel: (x W + b) K = x (W K) + b K is the
-    same function with the same gradients, and its product for a row has N_INPUT inner columns, not N_HIDDEN. The rest
-    is the original's BasicLSTMCell: https://arxiv.org/abs/1409.2329.
+    The projection before it is linear, so it folds into the LSTM's input kernel: (x W + b) K = x (W K) + b K, with the
+    same gradients, has N_INPUT inner columns, not N_HIDDEN. The rest is BasicLSTMCell: https://arxiv.org/abs/1409.2329.
     """
     input_kernel = tf.matmul(hidden.kernel, cell.kernel)  # [N_INPUT, 4 * N_HIDDEN]
     bias = tf.linalg.matvec(cell.kernel, hidden.bias, transpose_a=True) + cell.bias  # [4 * N_HIDDEN]
@@ -193,7 +181,7 @@ def train_step(model, images, labels):
 
 
 def train(model, images, labels, signals):
-    """Trains until it has seen TRAINING_ITERS images or `signals` holds a signal; returns how many it has seen."""
+    """Trains until it has seen TRAINING_ITERS images or `signals` holds a signal."""
     update, predict = tf.function(train_step, autograph=False), tf.function(logits_of, autograph=False)
     batches = minibatches(images, labels)
     step = 1
@@ -206,11 +194,22 @@ def train(model, images, labels, signals):
             watch(seen, loss, {"minibatch loss": loss, "minibatch accuracy": accuracy})
             print(f"Iter {seen}, Minibatch Loss= {loss:.6f}, Training Accuracy= {accuracy:.5f}", flush=True)
         step += 1
-    return (step - 1) * BATCH_SIZE
+
+
+def evaluate(model, images, labels, seen, name):
+    """Returns the log's last lines: the accuracy on the first TEST_LEN test images, as in the original, and on all."""
+    predict = tf.function(logits_of, autograph=False)
+    logits = tf.concat([predict(model, images[n:n + 1000]) for n in range(0, len(images), 1000)], axis=0)
+    loss, accuracy = loss_and_accuracy(logits, labels)
+    _, accuracy_of_first = loss_and_accuracy(logits[:TEST_LEN], labels[:TEST_LEN])
+    watch(seen, loss, {"test accuracy": accuracy})
+    note = "" if name == "MNIST" else f" ({name})"
+    return [f"Testing Accuracy: {accuracy_of_first.numpy()!s}{note}",
+            f"Testing Accuracy, all {len(labels)} images: {accuracy.numpy()!s}{note}"]
 
 
 def main():
-    """Trains, tests and saves the network; returns the exit status: 0, 1 if saving failed, 128 + the ending signal."""
+    """Trains, tests, saves; returns 0, 1 if saving failed, 128 + an ending signal; raises what else ended training."""
     check_settings()
     use_every_core()
     (images, labels), (test_images, test_labels), name = load_data()
@@ -219,30 +218,27 @@ def main():
         keras.utils.set_random_seed(int(SEED))
     model = build_model()
     if LOG_DIR is not None:
-        run = f"{time.strftime('%Y%m%d-%H%M%S')}-{time.perf_counter_ns()}"
+        run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
         tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).set_as_default()
     device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {CORES} cores"
-    print(f"{name}: {len(images)} training and {len(test_images)} test images; "
-          f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
-    with first_signal() as signals:
+    signals, errors, saved = [], [], True
+    attempt(errors, print, f"{name}: {len(images)} training and {len(test_images)} test images; "
+            f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
+    with noted(signals):
         start = time.perf_counter()
-        seen = train(model, images, labels, signals)
-        seconds = time.perf_counter() - start
-        stop = f"Stopped by {signal.Signals(signals[0]).name} at Iter {seen}. " if signals else ""
-        print(f"{stop}Training took {seconds:.1f} s, {seen / seconds:.0f} images a second.", file=sys.stderr)
-        if signals and seen <= BATCH_SIZE:  # nothing learned that would be worth an earlier model's place
-            return 128 + signals[0]
-        predict = tf.function(logits_of, autograph=False)
-        logits = tf.concat([predict(model, test_images[n:n + 1000]) for n in range(0, len(test_images), 1000)], axis=0)
-        loss, accuracy = loss_and_accuracy(logits, test_labels)
-        _, accuracy_of_first = loss_and_accuracy(logits[:TEST_LEN], test_labels[:TEST_LEN])
-        watch(seen, loss, {"test accuracy": accuracy})
-        saved = MODEL_PATH is None or save(model)
-    if not signals:
-        print("Optimization Finished!")
-    note = "" if name == "MNIST" else f" ({name})"
-    print(f"Testing Accuracy: {accuracy_of_first.numpy()!s}{note}")
-    print(f"Testing Accuracy, all {len(test_labels)} images: {accuracy.numpy()!s}{note}", flush=True)
+        attempt(errors, train, model, images, labels, signals)
+        seconds, seen = time.perf_counter() - start, int(model.optimizer.iterations.numpy()) * BATCH_SIZE
+        lines = ["Optimization Finished!"] if seen + BATCH_SIZE >= TRAINING_ITERS else []
+        by = f" by {signal.Signals(signals[0]).name}" if signals else ""
+        attempt(errors, print, "" if lines else f"Stopped{by} at Iter {seen}. ", f"Training took {seconds:.1f} s, "
+                f"{seen / seconds:.0f} images a second.", sep="", file=sys.stderr)
+        if lines or seen > BATCH_SIZE:  # else nothing was learned that would be worth an earlier model's place
+            lines += attempt(errors, evaluate, model, test_images, test_labels, seen, name) or []
+            saved = MODEL_PATH is None or save(model)
+    for line in lines:
+        attempt(errors, print, line, flush=True)
+    if errors and not (signals and isinstance(errors[0], OSError)):  # Ctrl-C also ends what reads the log
+        raise errors[0]
     return 128 + signals[0] if signals else int(not saved)
 
 
@@ -250,13 +246,19 @@ def main():
 
 def check_settings(train_size=55000, test_size=10000):
     """Ends the program with a sentence for each constant that is wrong, given the sizes of the data set in images."""
-
     def number(value, low=1, high=10**12, kinds=(int, np.integer)):
         return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
 
+    def writable(folder):  # in the last folder of the path that is there, a file is made and removed
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            path = pathlib.Path(os.path.expanduser(folder)).absolute()
+            tempfile.TemporaryFile(dir=next(filter(os.path.exists, (path, *path.parents)), path)).close()
+            return folder != "" and "://" not in str(folder)
+
     settings = [  # name, whether its value is right, what it must be
-        ("DATA_DIR", DATA_DIR is None or can_write(DATA_DIR) or os.path.exists(mnist_dir()),
-         "a folder that holds MNIST or can be written, or None"),
+        ("DATA_DIR", DATA_DIR is None or os.path.exists(mnist_dir()) or writable(DATA_DIR),
+         "a local folder that holds MNIST or can be written, or None"),
+        ("TFDS_DATA_DIR", DATA_DIR is not None or "://" not in os.environ.get("TFDS_DATA_DIR", ""), "a local folder"),
         ("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False"),
         ("LEARNING_RATE", number(LEARNING_RATE, 1e-37, 3e38, (int, float, np.number)), "a finite number above 0"),
         ("BATCH_SIZE", number(BATCH_SIZE, 1, train_size), f"a whole number from 1 to the {train_size} training images"),
@@ -268,23 +270,16 @@ def check_settings(train_size=55000, test_size=10000):
         ("N_CLASSES", number(N_CLASSES, 10), "a whole number from 10, the digits, to 10**12"),
         ("TEST_LEN", number(TEST_LEN, 1, test_size), f"a whole number from 1 to the {test_size} test images"),
         ("MODEL_PATH", MODEL_PATH is None or str(MODEL_PATH).endswith(".keras")
-         and can_write(os.path.dirname(MODEL_PATH) or ".") and not os.path.isdir(os.path.expanduser(MODEL_PATH)),
-         "a file ending in .keras, in a folder that can be written, or None"),
-        ("LOG_DIR", LOG_DIR is None or can_write(LOG_DIR) and importlib.util.find_spec("tensorboard"),
-         "a folder that can be written, with TensorBoard installed (pip install tensorboard), or None"),
+         and writable(os.path.dirname(MODEL_PATH) or ".") and not os.path.isdir(os.path.expanduser(MODEL_PATH)),
+         "a file ending in .keras, in a local folder that can be written, or None"),
+        ("LOG_DIR", LOG_DIR is None or writable(LOG_DIR) and importlib.util.find_spec("tensorboard"),
+         "a local folder that can be written, with TensorBoard installed (pip install tensorboard), or None"),
     ]
     if keras.config.backend() != "tensorflow":
         sys.exit(f"Keras is loaded with its {keras.config.backend()} backend: restart Python, run this script first.")
-    if wrong := [f"{name} = {globals()[name]!r} must be {allowed}." for name, right, allowed in settings if not right]:
+    values = {**os.environ, **globals()}
+    if wrong := [f"{name} = {values[name]!r} must be {allowed}." for name, right, allowed in settings if not right]:
         sys.exit("\n".join(wrong))
-
-
-def can_write(folder):
-    """Tells whether `folder` is a path where files can be made, at the latest once the folders to it are made."""
-    path = pathlib.Path(os.path.expanduser(str(folder))).absolute()
-    existing = next((each for each in (path, *path.parents) if os.path.exists(each)), path)
-    is_path = isinstance(folder, (str, os.PathLike)) and str(folder) != ""
-    return is_path and os.path.isdir(existing) and os.access(existing, os.W_OK)
 
 
 @contextlib.contextmanager
@@ -298,22 +293,31 @@ def on_failure(sentence, kinds=Exception, stop=True):
         sentence += f" ({type(error).__name__}: {error}".splitlines()[0] + ")"
         if stop:
             sys.exit(sentence)
-        print(sentence, file=sys.stderr)
+        attempt([], print, sentence, file=sys.stderr)
+
+
+def attempt(errors, function, *arguments, **keywords):
+    """Returns what `function` returns; an exception is added to `errors`, not raised."""
+    try:
+        return function(*arguments, **keywords)
+    except Exception as error:
+        errors.append(error)
 
 
 @contextlib.contextmanager
-def first_signal():
-    """Yields a list for the number of the block's first Ctrl-C or SIGTERM; a second is met as if outside the block."""
-    signals = []
-    with contextlib.ExitStack() as earlier_handlers:
-        def note(number, frame):
-            signals.append(number)
-            earlier_handlers.close()
+def noted(signals):
+    """Adds each Ctrl-C, SIGTERM and SIGHUP to `signals` that would end the block; only a second Ctrl-C does end it."""
+    def note(number, frame):
+        if number == signal.SIGINT and number in signals:
+            raise KeyboardInterrupt
+        signals.append(number)  # not the first alone: a terminal that closes may send SIGHUP twice
 
+    with contextlib.ExitStack() as earlier_handlers:
         with contextlib.suppress(ValueError):  # only the main thread may handle signals
-            for number in (signal.SIGINT, signal.SIGTERM):
-                earlier_handlers.callback(signal.signal, number, signal.signal(number, note))
-        yield signals
+            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, as by nohup, or not Python's
+                    earlier_handlers.callback(signal.signal, number, signal.signal(number, note))
+        yield
 
 
 def write_whole(path, write):
@@ -338,15 +342,14 @@ def fetch_mnist():
     with on_failure(notice, OSError, stop=not OFFLINE_SAMPLE):
         for url, info in url_infos.items():
             if not (manual_dir / info.filename).exists():
-                print(f"Fetching {url} to {manual_dir}.", file=sys.stderr)
-                with requests.get(url, stream=True, timeout=(3, 12)) as response:  # s to connect, and to read on
-                    response.raise_for_status()
-                    content = b"".join(tqdm.tqdm(response.iter_content(1024), total=info.size // 1024 + 1, unit="kB"))
+                attempt([], print, f"Fetching {url} to {manual_dir}.", file=sys.stderr)
+                response = requests.get(url, stream=True, timeout=(3, 12))  # s to connect, and to read on
+                response.raise_for_status()
+                content = b"".join(tqdm.tqdm(response.iter_content(1024), total=info.size // 1024 + 1, unit="kB"))
                 if hashlib.sha256(content).hexdigest() != info.checksum:
                     raise OSError(f"what came from {url} is not MNIST's file")
                 write_whole(manual_dir / info.filename, lambda part: part.write_bytes(content))
         return True
-    return False
 
 
 def watch(seen, loss, curves):
@@ -364,11 +367,10 @@ def save(model):
     """Saves the model to MODEL_PATH or else to the folder for temporary files; returns whether to the former."""
     wanted = pathlib.Path(os.path.realpath(os.path.expanduser(MODEL_PATH)))
     for path in (wanted, pathlib.Path(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}.keras")):
-        with on_failure(f"The model can't be saved to {path}.", OSError, stop=False):
+        with on_failure(f"The model can't be saved to {path}.", stop=False):
             write_whole(path, model.save)
-            print(f"The model is saved to {path}.", file=sys.stderr)
+            attempt([], print, f"The model is saved to {path}.", file=sys.stderr)
             return path == wanted
-    return False
 
 
 if __name__ == "__main__":
@@ -380,5 +382,9 @@ if __name__ == "__main__":
     except (MemoryError, tf.errors.ResourceExhaustedError):
         sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there is: lower them.")
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # else Python would complain of what is left to flush
         sys.exit(1 if isinstance(error, BrokenPipeError) else f"A file can't be read or written: {error}.")
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            attempt(errors := [], stream.flush)
+            if errors:  # else Python would try again as it ends, complain, and return 120
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

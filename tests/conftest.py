@@ -15,6 +15,9 @@ import rnn_mnist
 # an address where nothing listens stands for a network that is down
 NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
 QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # a run of seconds
+LONG = {**QUICK, "TRAINING_ITERS": 10**9}  # one that only ends when something ends it
+PATIENT = [("timeout=(3, 12)", "timeout=(3000, 12000)")]  # an edit of the script: the network may take its time
+TIMEOUT = 600  # s until a test gives up what hangs, however slow the machine
 
 
 def pytest_configure(config):
@@ -69,18 +72,48 @@ def settings(monkeypatch, tmp_path):
     return change
 
 
-def script(folder, small=False, **constants):
-    """Copies rnn_mnist.py into `folder` and edits its constants as a user would; `small` adapts TFDS."""
+def script(folder, small=False, edits=(), pause_before=None, **constants):
+    """Copies rnn_mnist.py into `folder` and edits its constants as a user would; `small` adapts TFDS.
+
+    `edits` are further pairs of an old and a new text. Before the line that starts with `pause_before`, the run pauses:
+    `wait_for_pause` and `go_on` give a signal, or another event, its moment.
+    """
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
     for name, value in constants.items():
         source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _: f"{name} = {value!r}  ", source, flags=re.MULTILINE)
         assert changed == 1, name
     if small:
-        source = source.replace("import tensorflow_datasets as tfds\n",
-                                "import tensorflow_datasets as tfds, small_mnist; small_mnist.adapt_tfds()\n")
+        edits = [*edits, ("import tensorflow_datasets as tfds\n", "import tensorflow_datasets as tfds, small_mnist; "
+                          f"small_mnist.adapt_tfds(pause={small == 'pause'})\n")]
+    for old, new in edits:
+        assert source.count(old) == 1, old
+        source = source.replace(old, new)
+    if pause_before:
+        source, changed = re.subn(rf"^( *)(?={re.escape(pause_before)})", rf"\1{small_mnist.PAUSE}\n\1", source,
+                                  flags=re.MULTILINE)
+        assert changed == 1, pause_before
     (folder / "rnn_mnist.py").write_text(source, encoding="utf-8")
     (folder / "uci_digits.npz").write_bytes((ROOT / "uci_digits.npz").read_bytes())
     return folder / "rnn_mnist.py"
+
+
+def wait_for_pause(process):
+    """Returns once the run pauses; nothing it does from then on is missed."""
+    while "paused" not in (line := process.stderr.readline()):
+        assert line, (process.wait(), process.stdout.read())
+
+
+def go_on(process):
+    """Lets the run go on, past all pauses to come, to its end; returns its exit status, standard output and error."""
+    process.stdin.close()
+    process.stdin = None
+    return end(process)
+
+
+def end(process):
+    """Waits for the end of a run; returns its exit status, standard output and standard error."""
+    stdout, stderr = process.communicate(timeout=TIMEOUT)
+    return process.returncode, stdout, stderr
 
 
 def environment(**changes):
@@ -90,13 +123,11 @@ def environment(**changes):
 
 def start(path, env=None, **kwargs):
     """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
     return subprocess.Popen([sys.executable, path.name], cwd=path.parent, env=env or environment(), text=True,
                             **{**pipes, **kwargs})
 
 
 def run(path, env=None, **kwargs):
     """Runs a copy of the script to its end; returns its exit status, standard output and standard error."""
-    process = start(path, env, **kwargs)
-    stdout, stderr = process.communicate(timeout=120)
-    return process.returncode, stdout, stderr
+    return end(start(path, env, **kwargs))

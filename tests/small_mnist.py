@@ -7,10 +7,12 @@ the builder's reading of the files included, is TFDS as it is.
 import gzip
 import hashlib
 import pathlib
+import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+PAUSE = "print('paused', file=sys.stderr, flush=True), sys.stdin.readline()"  # until the test closes the pipe
 COUNTS = {"train": 5600, "test": 300}  # of the 5,600, rnn_mnist sets 5,000 aside
 TRAIN_SIZE = COUNTS["train"] - 5000
 
@@ -37,10 +39,17 @@ def files():
     return contents
 
 
-def adapt_tfds():
-    """Makes TFDS expect the small files in place of MNIST's; returns a function that undoes it."""
+def adapt_tfds(pause=False):
+    """Makes TFDS expect the small files in place of MNIST's, and pause while it prepares; returns what undoes it."""
     mnist = tfds.builder_cls("mnist")
     split_generators, infos = mnist._split_generators, dict(mnist.url_infos)
+    generate_examples = mnist._generate_examples
+
+    def pausing_examples(self, **arguments):
+        for number, example in enumerate(generate_examples(self, **arguments)):
+            if number == 1000:
+                exec(PAUSE)
+            yield example
 
     def small_split_generators(self, dl_manager):
         generators = split_generators(self, dl_manager)
@@ -49,7 +58,7 @@ def adapt_tfds():
         return generators
 
     def undo():
-        mnist._split_generators = split_generators
+        mnist._split_generators, mnist._generate_examples = split_generators, generate_examples
         mnist.url_infos.update(infos)
 
     contents = files()
@@ -57,4 +66,6 @@ def adapt_tfds():
         content = contents[info.filename]
         mnist.url_infos[url] = type(info)(len(content), hashlib.sha256(content).hexdigest(), info.filename)
     mnist._split_generators = small_split_generators
+    if pause:
+        mnist._generate_examples = pausing_examples
     return undo

@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 
 import rnn_mnist
 import small_mnist
-from conftest import QUICK, environment, run, script, start, write_files
+from conftest import PATIENT, QUICK, TIMEOUT, end, environment, run, script, start, write_files
 from misbehaving_proxy import misbehaving_proxy
 
 posix = pytest.mark.skipif(os.name != "posix", reason="permissions and signals of POSIX")
@@ -56,8 +56,8 @@ def test_keras_own_settings_change_nothing(tmp_path, small_data_dir, usual_log):
         path = script(folder, **QUICK, DATA_DIR=str(small_data_dir))
         processes.append(start(path, environment(**{"KERAS_HOME": str(folder), **variables})))
     for process, settings in zip(processes, KERAS_SETTINGS):
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and out == usual_log, (settings, err)
+        status, out, err = end(process)
+        assert status == 0 and out == usual_log, (settings, err)
 
 
 # notebooks: a real Jupyter kernel
@@ -68,7 +68,8 @@ def kernel(tmp_path, monkeypatch):
     """A running Jupyter kernel whose current folder is tmp_path, with a variable of the user's."""
     for name, value in environment().items():
         monkeypatch.setenv(name, value)
-    manager, client = jupyter_client.manager.start_new_kernel(kernel_name="python3", cwd=str(tmp_path))
+    manager, client = jupyter_client.manager.start_new_kernel(
+        startup_timeout=TIMEOUT, kernel_name="python3", cwd=str(tmp_path))
     assert run_cell(client, "mine = 42; import signal; handlers = [signal.getsignal(n) for n in (2, 15)]")[0] == "ok"
     yield manager, client
     still_there = "assert mine == 42 and handlers == [signal.getsignal(n) for n in (2, 15)]"
@@ -86,13 +87,13 @@ def run_cell(client, source, on_output=lambda text: None):
             texts[message["content"]["name"]] += message["content"]["text"]
             on_output(message["content"]["text"])
 
-    reply = client.execute_interactive(source, timeout=90, output_hook=collect)["content"]
+    reply = client.execute_interactive(source, timeout=TIMEOUT, output_hook=collect)["content"]
     return reply["status"], texts["stdout"], texts["stderr"], reply.get("evalue")
 
 
-def pasted(folder, **constants):
+def pasted(folder, edits=(), **constants):
     """The whole file, as pasted into a cell, with edited constants."""
-    return script(folder, **{**QUICK, **constants}).read_text(encoding="utf-8")
+    return script(folder, edits=edits, **{**QUICK, **constants}).read_text(encoding="utf-8")
 
 
 def test_a_pasted_script_runs_twice_whatever_keras_was_set_to(tmp_path, kernel, small_data_dir, usual_log):
@@ -104,6 +105,21 @@ def test_a_pasted_script_runs_twice_whatever_keras_was_set_to(tmp_path, kernel, 
         status, out, err, _ = run_cell(client, cell)
         assert status == "ok" and out == usual_log and "Traceback" not in err
     assert keras.models.load_model(tmp_path / "rnn_mnist.keras")
+
+
+def test_keras_itself_stays_as_a_notebook_has_it(tmp_path, kernel, small_data_dir, usual_log):
+    _, client = kernel
+    (tmp_path / "home").mkdir()
+    settings = dict(floatx="float32", epsilon=0.1, backend="tensorflow", image_data_format="channels_first")
+    (tmp_path / "home" / "keras.json").write_text(json.dumps(settings))
+    variables = dict(KERAS_HOME=str(tmp_path / "home"), KERAS_MAX_EPOCHS="7")
+    assert run_cell(client, f"import os; os.environ.update({variables})")[0] == "ok"
+    assert run_cell(client, pasted(tmp_path, DATA_DIR=str(small_data_dir)))[:2] == ("ok", usual_log)
+    later = (f"assert keras.config.image_data_format() == 'channels_first' and keras.config.epsilon() == 0.1\n"
+             f"assert os.environ['KERAS_MAX_EPOCHS'] == '7'\n"
+             f"cached = keras.utils.get_file('mine', {pathlib.Path(__file__).as_uri()!r})\n"
+             f"assert cached.startswith({str(tmp_path / 'home')!r})")
+    assert run_cell(client, later)[0] == "ok"
 
 
 def test_a_pasted_script_finds_the_sample_in_the_current_folder(tmp_path, kernel):
@@ -136,7 +152,7 @@ def test_an_interrupt_in_a_notebook_while_data_is_fetched_leaves_the_kernel_aliv
             manager.interrupt_kernel()
 
         threading.Thread(target=interrupt, daemon=True).start()
-        status, out, _, value = run_cell(client, pasted(tmp_path, DATA_DIR=str(tmp_path / "data")))
+        status, out, _, value = run_cell(client, pasted(tmp_path, PATIENT, DATA_DIR=str(tmp_path / "data")))
     assert status == "error" and value == "130" and out == ""
 
 
@@ -181,8 +197,8 @@ def run_without_privileges(path):
     if os.geteuid() == 0:
         taken = "-dac_override,-dac_read_search"
         command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
-    process = subprocess.run(command, cwd=path.parent, env=environment(), text=True, capture_output=True, timeout=60)
-    return process.returncode, process.stdout, process.stderr
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return end(subprocess.Popen(command, cwd=path.parent, env=environment(), **pipes))
 
 
 @posix

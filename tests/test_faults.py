@@ -1,8 +1,7 @@
 """Whatever goes wrong: one plain sentence, no traceback, a non-zero exit status, and nothing good is lost.
 
 Not tested, since an ordinary test machine can't have it: a GPU; Windows' consoles and signals; a full disk (a limit on
-the size of files stands for it); a folder that root may not write (root runs many test machines; below, a folder
-beneath a file stands for it); packets that are dropped (a proxy that never answers stands for them).
+the size of files stands for it, and /dev/full); packets that are dropped (a proxy that never answers stands for them).
 """
 
 import os
@@ -16,11 +15,14 @@ import tempfile
 import time
 
 import keras
+import numpy as np
 import pytest
+import requests
 
 import rnn_mnist
 import small_mnist
-from conftest import QUICK, environment, run, script, start, write_files
+from conftest import (LONG, PATIENT, QUICK, TIMEOUT, end, environment, go_on, run, script, start, wait_for_pause,
+                      write_files)
 from misbehaving_proxy import misbehaving_proxy
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -49,16 +51,39 @@ def refusal(capsys, function=rnn_mnist.main):
     ("N_HIDDEN", 0), ("N_HIDDEN", 12.5), ("N_HIDDEN", 10**30), ("N_CLASSES", 9), ("N_CLASSES", 10**30),
     ("N_STEPS", 28.0), ("N_INPUT", None), ("N_STEPS", 27),
     ("TEST_LEN", 0), ("TEST_LEN", 10001), ("OFFLINE_SAMPLE", 1), ("OFFLINE_SAMPLE", None),
-    ("DATA_DIR", 5), ("DATA_DIR", ""), ("DATA_DIR", os.path.join(__file__, "data")),
-    ("MODEL_PATH", "model.h5"), ("MODEL_PATH", ""), ("MODEL_PATH", 5),
+    ("DATA_DIR", 5), ("DATA_DIR", ""), ("DATA_DIR", os.path.join(__file__, "data")), ("DATA_DIR", "gs://tfds-data/"),
+    ("MODEL_PATH", "model.h5"), ("MODEL_PATH", ""), ("MODEL_PATH", 5), ("MODEL_PATH", "gs://bucket/model.keras"),
     ("MODEL_PATH", os.path.join(__file__, "model.keras")),
-    ("LOG_DIR", 5), ("LOG_DIR", os.path.join(__file__, "logs")),
+    ("LOG_DIR", 5), ("LOG_DIR", os.path.join(__file__, "logs")), ("LOG_DIR", "s3://bucket/logs"),
 ], ids=str)
 def test_a_wrong_constant_is_named_with_its_value(settings, monkeypatch, capsys, name, value):
     settings(**{name: value})
     monkeypatch.delattr(rnn_mnist, "load_data")  # before data is touched
     message = refusal(capsys)
     assert message.startswith(f"{name} = {value!r} ") and len(message.splitlines()) == 1
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder where even root can't make files")
+@pytest.mark.parametrize("name, value", [
+    ("DATA_DIR", "/proc"), ("MODEL_PATH", "/proc/model.keras"), ("LOG_DIR", "/proc")])
+def test_a_folder_is_tried_before_it_is_needed(settings, monkeypatch, capsys, name, value):
+    settings(**{name: value})
+    monkeypatch.delattr(rnn_mnist, "load_data")
+    assert refusal(capsys).startswith(f"{name} = {value!r} ")
+
+
+def test_trying_a_folder_leaves_nothing_there(settings, tmp_path):
+    settings(DATA_DIR="data", MODEL_PATH="models/today/model.keras", LOG_DIR=str(tmp_path))
+    rnn_mnist.check_settings()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_is_no_local_folder(settings, monkeypatch, capsys):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://tfds-data/datasets")
+    monkeypatch.delattr(rnn_mnist, "load_data")
+    assert refusal(capsys) == "TFDS_DATA_DIR = 'gs://tfds-data/datasets' must be a local folder."
+    settings(DATA_DIR="here")
+    rnn_mnist.check_settings()  # which does not need the variable
 
 
 def test_a_folder_is_no_model_file(settings, tmp_path, capsys):
@@ -102,7 +127,16 @@ def behind(settings, monkeypatch, small_files, tmp_path):
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
     settings(DATA_DIR=str(tmp_path / "data"))
 
+    requests_get = requests.get
+
     def load(behaviour):
+        pace = 1 / 6 if FAILURES.get(behaviour) == "timed out" else 100  # where it must time out, that is waited for
+
+        def get(url, timeout, **arguments):
+            assert sum(timeout) <= 20  # s, which the README promises
+            return requests_get(url, timeout=tuple(pace * seconds for seconds in timeout), **arguments)
+
+        monkeypatch.setattr(requests, "get", get)
         with misbehaving_proxy(behaviour, small_mnist.files(), tmp_path / "authority.pem") as (proxy, served):
             monkeypatch.setenv("HTTPS_PROXY", proxy)
             monkeypatch.setenv("https_proxy", proxy)
@@ -127,10 +161,8 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("behaviour, reason", FAILURES.items())
-def test_a_network_that_fails_leads_to_the_sample_within_20_s(behind, tmp_path, capfd, behaviour, reason):
-    start = time.monotonic()
+def test_a_network_that_fails_leads_to_the_sample(behind, tmp_path, capfd, behaviour, reason):
     assert behind(behaviour)[0] == "UCI digits, not MNIST"
-    assert time.monotonic() - start < 20
     fetching, *_, notice = capfd.readouterr().err.splitlines()
     manual_dir = tmp_path / "data" / "downloads" / "manual"
     assert fetching.startswith("Fetching https://storage.googleapis.com/") and fetching.endswith(f" to {manual_dir}.")
@@ -142,13 +174,15 @@ def test_a_network_that_fails_leads_to_the_sample_within_20_s(behind, tmp_path, 
 
 @pytest.mark.parametrize("proxy, reason", [
     ("http://127.0.0.1:9", "refused"), ("http://no-such-host.invalid:80", "Name or service not known")])
-def test_no_way_to_the_network_is_known_at_once(settings, monkeypatch, capsys, proxy, reason):
+def test_no_way_to_the_network_is_asked_for_once(settings, monkeypatch, capsys, proxy, reason):
+    asked = []
+    requests_get = requests.get
+    monkeypatch.setattr(requests, "get", lambda *arguments, **more: asked.append(1) or requests_get(*arguments, **more))
     monkeypatch.setenv("HTTPS_PROXY", proxy)
     monkeypatch.setenv("https_proxy", proxy)
     settings(OFFLINE_SAMPLE=False)
-    start = time.monotonic()
     message = refusal(capsys, rnn_mnist.load_data)
-    assert time.monotonic() - start < 10  # half of what is promised; 1 s here
+    assert len(asked) == 1
     assert "train-labels-idx1-ubyte.gz" in message
     assert reason in message or os.name != "posix"  # other systems have other words
 
@@ -167,8 +201,8 @@ def slow_download(tmp_path_factory):
 
 def test_a_slow_download_is_left_to_finish(slow_download):
     process, served = slow_download
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 0 and "all 300 images" in out and "UCI" not in out, err
+    status, out, err = end(process)
+    assert status == 0 and "all 300 images" in out and "UCI" not in out, err
     assert len(served) == 4 and "kB/s" in err  # the progress bar
 
 
@@ -256,25 +290,24 @@ def test_a_read_only_data_directory_will_do(settings, small_data_dir, tmp_path):
         path.chmod(0o755)
 
 
-def preparing(tmp_path, name):
+def preparing(tmp_path, name, small=True):
     """Returns a copy of the script that prepares the small MNIST in tmp_path / "data"."""
     (tmp_path / name).mkdir()
-    return script(tmp_path / name, small=True, **QUICK, DATA_DIR=str(tmp_path / "data"))
+    return script(tmp_path / name, small=small, **QUICK, DATA_DIR=str(tmp_path / "data"))
 
 
-def start_preparing(tmp_path, name):
-    """Starts such a copy on the small files; returns the process once TFDS is at it."""
+def start_preparing(tmp_path):
+    """Starts such a copy on the small files; returns the process while TFDS is at it."""
     write_files(tmp_path / "data")
-    process = start(preparing(tmp_path, name))
-    while not list((tmp_path / "data").glob("mnist/*incomplete*/*")):
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
+    process = start(preparing(tmp_path, "paused", small="pause"))
+    wait_for_pause(process)
+    assert list((tmp_path / "data").glob("mnist/*incomplete*"))
     return process
 
 
 @posix
 def test_killed_while_preparing_the_next_run_starts_clean(tmp_path):
-    process = start_preparing(tmp_path, "killed")
+    process = start_preparing(tmp_path)
     process.kill()
     process.communicate()
     assert not (tmp_path / "data" / VERSION_DIR).exists()
@@ -286,8 +319,8 @@ def test_two_runs_at_once_prepare_one_data_set(tmp_path):
     write_files(tmp_path / "data")
     processes = [start(preparing(tmp_path, name)) for name in ("one", "other")]
     for process in processes:
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0 and "all 300 images" in out, err
+        status, out, err = end(process)
+        assert status == 0 and "all 300 images" in out, err
     assert [path.name for path in (tmp_path / "data" / "mnist").iterdir()] == ["3.0.1"]
 
 
@@ -305,14 +338,6 @@ def test_a_full_disk_while_preparing(tmp_path):
     assert status == 1 and out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith(f"MNIST in {tmp_path / 'data' / VERSION_DIR} can't be read: ")
     assert not list((tmp_path / "data" / "mnist").iterdir())  # no litter
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the full disk of Linux")
-def test_a_full_disk_under_the_log_is_said(tmp_path, small_data_dir):
-    process = start(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir)), stdout=open("/dev/full", "w"))
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Traceback" not in err and "Exception" not in err
-    assert err.splitlines()[-1] == "A file can't be read or written: [Errno 28] No space left on device."
 
 
 @posix
@@ -338,6 +363,22 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(settings, 
     failed, rescued = capsys.readouterr().err.splitlines()
     assert failed.startswith(f"The model can't be saved to {tmp_path / name}. ") and str(saved) in rescued
     assert keras.models.load_model(saved)
+
+
+def test_whatever_keeps_a_model_from_its_place_it_is_saved_elsewhere(settings, tmp_path, monkeypatch, capsys):
+    write_whole, places = rnn_mnist.write_whole, []
+
+    def fail_once(path, write):
+        places.append(path)
+        if len(places) == 1:
+            raise RuntimeError("unable to close file")  # not an OSError: so says h5py of a full disk
+        write_whole(path, write)
+
+    monkeypatch.setattr(rnn_mnist, "write_whole", fail_once)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    settings(**QUICK)
+    assert not rnn_mnist.save(rnn_mnist.build_model())
+    assert keras.models.load_model(places[1]) and "(RuntimeError: unable to close file)" in capsys.readouterr().err
 
 
 def test_an_earlier_model_is_replaced_not_overwritten(settings, tmp_path):
@@ -385,32 +426,167 @@ def test_a_diverged_training_stops_and_saves_nothing(settings, small_data_dir, t
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
 
 
-LONG = {**QUICK, "TRAINING_ITERS": 10**9}
+def test_an_infinite_loss_is_a_divergence_too():
+    with pytest.raises(SystemExit, match="^The loss is inf at Iter 100: LEARNING_RATE = 0.001 is probably too high"):
+        rnn_mnist.watch(100, np.float32(np.inf), {})
+
+
+# what ends a training
+
+
+TESTED = re.compile(r"Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: (0\.\d+)\n$")
+
+
+def saved_in(folder, updates=None):
+    """Returns the model that a run has left, which has made more than one update, or as many as told."""
+    model = keras.models.load_model(folder / "rnn_mnist.keras")
+    made = int(model.optimizer.iterations.numpy())
+    assert made > 1 if updates is None else made == updates
+    return model
 
 
 @posix
-@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"])
-def test_a_signal_ends_the_training_and_keeps_what_was_learned(tmp_path, small_data_dir, number, status):
-    process = start(script(tmp_path, **LONG, DISPLAY_STEP=200, DATA_DIR=str(small_data_dir)))
-    assert process.stdout.readline().startswith("Iter 20000, ")
+def test_a_signal_ends_the_training_and_keeps_what_was_learned(tmp_path, small_data_dir):
+    processes = {}
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # at once: it saves time
+        (tmp_path / number.name).mkdir()
+        path = script(tmp_path / number.name, **LONG, DATA_DIR=str(small_data_dir))
+        processes[number] = start(path)
+    for number, process in processes.items():
+        assert process.stdout.readline().startswith("Iter 1000, ")
+        process.send_signal(number)
+        status, out, err = end(process)
+        assert status == 128 + number and "Traceback" not in err
+        assert f"Stopped by {number.name} at Iter " in err
+        assert "Optimization Finished!" not in out and TESTED.search(out)
+        assert saved_in(tmp_path / number.name)
+
+
+@posix
+def test_a_line_of_the_log_is_there_when_it_is_printed(tmp_path, small_data_dir):
+    path = script(tmp_path, **LONG, DISPLAY_STEP=1, DATA_DIR=str(small_data_dir), pause_before="step += 1")
+    process = start(path)
+    wait_for_pause(process)
+    os.set_blocking(process.stdout.fileno(), False)
+    assert os.read(process.stdout.fileno(), 1000).startswith(b"Iter 100, ")  # a pipe would hold a hundred lines
+    process.kill()
+    process.communicate()
+
+
+@posix
+def test_signals_while_testing_lose_nothing(tmp_path, small_data_dir):
+    process = start(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), pause_before="logits = tf.concat"))
+    wait_for_pause(process)
+    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGHUP):  # so systemd ends a session, and timeout a command
+        process.send_signal(number)
+    status, out, err = go_on(process)
+    assert status in (143, 129)  # Python meets those that come at once in the order of their numbers
+    assert TESTED.search(out) and "Traceback" not in err and saved_in(tmp_path, updates=29)
+
+
+@posix
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path, small_data_dir, number):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), pause_before="step += 1")
+    process = start(path, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))  # as by nohup or trap ''
+    wait_for_pause(process)
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == status and "Traceback" not in err
-    seen = int(re.search(rf"Stopped by {number.name} at Iter (\d+)", err)[1])
-    assert seen < 50 * 20000  # the first line came as it was printed, also through a pipe, which holds a hundred
-    assert "Optimization Finished!" not in out and "\nTesting Accuracy, all 300 images: 0." in out
-    assert keras.models.load_model(tmp_path / "rnn_mnist.keras")
+    status, out, err = go_on(process)
+    assert status == 0 and "Optimization Finished!\n" in out and TESTED.search(out), err
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # a mock: only a program around Python can set one
+    monkeypatch.delattr(signal, "signal")
+    with rnn_mnist.noted([]):
+        pass
+
+
+def start_at_a_terminal(path, ignored=()):
+    """Starts a run on a new terminal of its own; returns the process and the terminal's other end."""
+    import fcntl, termios
+
+    def own_terminal():
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    ours, theirs = os.openpty()
+    process = start(path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True, preexec_fn=own_terminal)
+    os.close(theirs)
+    return process, ours
 
 
 @posix
-def test_a_signal_while_testing_loses_nothing(tmp_path, small_data_dir):
-    process = start(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir)))
-    while "Training took " not in process.stderr.readline():
-        assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 143 and "all 300 images" in out and "Traceback" not in err
-    assert keras.models.load_model(tmp_path / "rnn_mnist.keras")
+def test_a_terminal_that_closes_loses_nothing(tmp_path, small_data_dir):
+    terminals = {}
+    for name, ignored in [("hangup", []), ("disowned", [signal.SIGHUP])]:
+        (tmp_path / name).mkdir()
+        terminals[name] = start_at_a_terminal(script(tmp_path / name, **LONG, DATA_DIR=str(small_data_dir)), ignored)
+    for name, (process, terminal) in terminals.items():
+        shown = b""
+        while b"Iter 1000, " not in shown:
+            shown += os.read(terminal, 1000)
+        os.close(terminal)  # sends SIGHUP; from now on nothing can be written
+        assert process.wait(timeout=TIMEOUT) == (1 if name == "disowned" else 129)
+        assert saved_in(tmp_path / name)
+
+
+@posix
+def test_a_closed_pipe_ends_the_run_quietly(tmp_path, small_data_dir):
+    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
+    for _ in range(3):
+        process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=TIMEOUT) == 1
+    assert "Traceback" not in err and "Exception" not in err and "roken" not in err
+    assert re.search(r"Stopped at Iter \d+\. .*\nThe model is saved to .*\n$", err) and saved_in(tmp_path)
+
+
+@posix
+def test_ctrl_c_that_also_ends_what_reads_the_log_is_a_ctrl_c(tmp_path, small_data_dir):
+    path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir), DISPLAY_STEP=7, pause_before='print(f"Iter')
+    process = start(path)
+    wait_for_pause(process)
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    process.stdout = None
+    status, _, err = go_on(process)
+    assert status == 130 and "Stopped by SIGINT at Iter 700. " in err
+    assert "Traceback" not in err and "Exception" not in err and "roken" not in err
+    assert saved_in(tmp_path, updates=7)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the full disk of Linux")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_under_the_log_or_the_messages_costs_only_those(tmp_path, small_data_dir, unbuffered):
+    processes = {}
+    for stream in ("stdout", "stderr"):
+        (tmp_path / stream).mkdir()
+        path = script(tmp_path / stream, **QUICK, DATA_DIR=str(small_data_dir))
+        processes[stream] = start(path, environment(PYTHONUNBUFFERED=unbuffered), **{stream: open("/dev/full", "w")})
+    status, _, err = end(processes["stdout"])
+    assert status == 1 and "Stopped at Iter 1000. " in err and "Traceback" not in err and "Exception" not in err
+    assert err.splitlines()[-1] == "A file can't be read or written: [Errno 28] No space left on device."
+    assert saved_in(tmp_path / "stdout", updates=10)
+    status, out, _ = end(processes["stderr"])
+    assert status == 1 and out.count("Iter") == 2 and "\nOptimization Finished!\n" in out and TESTED.search(out)
+    assert saved_in(tmp_path / "stderr", updates=29)
+
+
+def test_a_bug_keeps_its_traceback_and_costs_no_model(tmp_path, small_data_dir):
+    processes = {}
+    for name, edit in [("training", ("        step += 1\n", "        step += 1 if step < 20 else bug\n")),
+                       ("testing", ("    loss, accuracy = loss_and_accuracy(logits, labels)\n", "    bug\n"))]:
+        (tmp_path / name).mkdir()
+        processes[name] = start(script(tmp_path / name, **QUICK, DATA_DIR=str(small_data_dir), edits=[edit]))
+    for name, process in processes.items():
+        status, out, err = end(process)
+        assert status == 1 and err.splitlines()[-1] == "NameError: name 'bug' is not defined"
+        assert ("Stopped at Iter 2000. " in err and TESTED.search(out) if name == "training"
+                else out.endswith("\nOptimization Finished!\n"))
+        assert saved_in(tmp_path / name, updates=20 if name == "training" else 29)
 
 
 @posix
@@ -430,31 +606,33 @@ def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(settings, 
 
 
 @posix
-def test_a_signal_while_tensorflow_loads_ends_that(tmp_path):
-    path = script(tmp_path)
-    source = path.read_text(encoding="utf-8")
-    imports = "try:\n    import keras\n"
-    assert source.count(imports) == 1
-    announced = f"print('loading', file=sys.stderr, flush=True)\n{imports}"
-    path.write_text(source.replace(imports, announced), encoding="utf-8")
-    process = start(path)
-    assert process.stderr.readline() == "loading\n"
+def test_a_signal_while_libraries_load_ends_that(tmp_path):
+    process = start(script(tmp_path, pause_before="import tensorflow_datasets as tfds"))
+    wait_for_pause(process)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT and out == "" and "UCI" not in err  # Python's own end of a script
+    status, out, err = end(process)
+    assert status == -signal.SIGINT and out == "" and "UCI" not in err  # Python's own end of a script
+
+
+def test_libraries_are_loaded_once_also_if_that_fails(tmp_path):
+    path = script(tmp_path)
+    stand_in = "import sys; print('loading with', *sys.modules, file=sys.stderr); raise ImportError"
+    (tmp_path / "keras.py").write_text(stand_in)
+    status, _, err = run(path)
+    assert status == 1 and err.count("loading with sys ") == 1
+    assert " datetime " in err  # loaded before NumPy, which would turn a Ctrl-C in there into a page about ImportError
 
 
 @posix
-def test_a_second_signal_ends_the_run_at_once(tmp_path, small_data_dir):
+def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, small_data_dir):
     (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
-    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
+    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir), pause_before="os.replace("))
     process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    while not process.stderr.readline().startswith("Stopped by SIGINT"):
-        assert process.poll() is None, process.communicate()
+    wait_for_pause(process)  # the model is written, but not in its place
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and "Testing Accuracy" not in out and "Traceback" not in err
+    status, out, err = end(process)
+    assert status == 130 and "Testing Accuracy" not in out and "Traceback" not in err
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert len(list(tmp_path.iterdir())) == 3  # no litter
 
@@ -462,7 +640,7 @@ def test_a_second_signal_ends_the_run_at_once(tmp_path, small_data_dir):
 @posix
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM)])
 def test_a_signal_during_the_download_ends_it(tmp_path, number, status):
-    path = script(tmp_path, **QUICK, DATA_DIR=str(tmp_path / "data"))
+    path = script(tmp_path, **QUICK, DATA_DIR=str(tmp_path / "data"), edits=PATIENT)
     with misbehaving_proxy("stalls", small_mnist.files(), tmp_path / "authority.pem") as (proxy, served):
         process = start(path, environment(HTTPS_PROXY=proxy, https_proxy=proxy,
                                           REQUESTS_CA_BUNDLE=str(tmp_path / "authority.pem")))
@@ -470,29 +648,18 @@ def test_a_signal_during_the_download_ends_it(tmp_path, number, status):
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         process.send_signal(number)
-        out, err = process.communicate(timeout=10)
-    assert process.returncode == status and out == "" and "Traceback" not in err and "UCI" not in err
+        ended, out, err = end(process)
+    assert ended == status and out == "" and "Traceback" not in err and "UCI" not in err
     assert not (tmp_path / "data").exists()
 
 
 @posix
 def test_an_interrupt_while_preparing_leaves_no_litter(tmp_path):
-    process = start_preparing(tmp_path, "run")
+    process = start_preparing(tmp_path)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and out == "" and "Traceback" not in err
+    status, out, err = end(process)
+    assert status == 130 and out == "" and "Traceback" not in err
     assert not list((tmp_path / "data" / "mnist").iterdir())
-
-
-@posix
-def test_a_closed_pipe_ends_the_run_quietly(tmp_path, small_data_dir):
-    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
-    for _ in range(3):
-        process.stdout.readline()
-    process.stdout.close()
-    assert process.wait(timeout=60) == 1
-    err = process.stderr.read()
-    assert "Traceback" not in err and "Broken" not in err
 
 
 def test_spaces_and_chinese_in_paths_and_ascii_in_the_terminal(tmp_path, small_data_dir):
@@ -514,6 +681,6 @@ def too_large(tmp_path_factory, small_data_dir):
 
 
 def test_too_little_memory_is_said(too_large):
-    out, err = too_large.communicate(timeout=60)
-    assert too_large.returncode == 1 and out == "" and "Traceback" not in err
+    status, out, err = end(too_large)
+    assert status == 1 and out == "" and "Traceback" not in err
     assert err.splitlines()[-1].startswith("BATCH_SIZE = 100 and N_HIDDEN = 1000000 need more memory")

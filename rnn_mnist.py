@@ -16,6 +16,7 @@ import tempfile
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # no more of a GPU's memory than the run needs
 os.environ.update(KERAS_BACKEND="tensorflow", KERAS_NNX_ENABLED="0")  # whatever Keras's settings file says
 if __name__ == "__main__" and not hasattr(sys, "ps1"):  # no notebook: without anything that Keras might refuse
     os.environ.update(KERAS_HOME=os.devnull, KERAS_MAX_EPOCHS="0", KERAS_MAX_STEPS_PER_EPOCH="0")
@@ -102,6 +103,7 @@ def build_model():
     """Returns the network, [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], with the original's first weights."""
     keras.config.set_floatx("float32")  # whatever Keras's settings file or, in a notebook, an earlier call says
     keras.config.set_dtype_policy("float32")
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # NVIDIA's GPUs would round the factors of products
     normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
     # The original's LSTM kernel was one matrix, uniform with variance 1 / fan-in, so each of Keras's two counts the
     # fan-in of both. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
@@ -379,6 +381,8 @@ if __name__ == "__main__":
             sys.exit(status)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    except ModuleNotFoundError as error:  # TFDS needs one to prepare a data set, but does not require it
+        sys.exit(f"{error}: install it by {sys.executable} -m pip install {error.name}")
     except (MemoryError, tf.errors.ResourceExhaustedError):
         sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there is: lower them.")
     except OSError as error:

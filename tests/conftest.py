@@ -1,10 +1,12 @@
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -116,14 +118,31 @@ def end(process):
     return process.returncode, stdout, stderr
 
 
+@pytest.fixture
+def cpu(monkeypatch):
+    """Keeps a GPU, where there is one, from a test that speaks of the CPU's way."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    with tf.device("CPU"):
+        yield
+
+
 def environment(**changes):
+    """The environment of a run: no network, and no GPU, on which a SEED need not give the same log every time."""
     usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # which would hide much
-    return {**usual, **NO_NETWORK, "PYTHONPATH": str(ROOT / "tests"), **changes}
+    return {**usual, **NO_NETWORK, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT / "tests"), **changes}
+
+
+def usual_signals():
+    """For a new process: ignores no signal, though tests that run in the background may."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def start(path, env=None, **kwargs):
     """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
     pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    if os.name == "posix":
+        kwargs.setdefault("preexec_fn", usual_signals)
     return subprocess.Popen([sys.executable, path.name], cwd=path.parent, env=env or environment(), text=True,
                             **{**pipes, **kwargs})
 

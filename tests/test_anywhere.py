@@ -255,6 +255,13 @@ def test_with_mnist_it_needs_no_sample(tmp_path, small_data_dir, usual_log):
     assert run(path)[:2] == (0, usual_log)
 
 
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path):
+    without = ("import keras\n", "sys.modules['importlib_resources'] = None\nimport keras\n")  # as if not installed
+    status, out, err = run(script(tmp_path, edits=[without], DATA_DIR=str(tmp_path / "data")))
+    assert status == 1 and out == "" and "Traceback" not in err
+    assert err.splitlines()[-1].endswith(f": install it by {sys.executable} -m pip install importlib_resources")
+
+
 # more cores seen than given
 
 
@@ -276,13 +283,22 @@ def load_script(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("batch_size, threads", [(128, 4), (32, 2), (1, 2), (4096, 64)])
-def test_no_more_threads_than_shards_but_two(load_script, monkeypatch, batch_size, threads):
+def test_no_more_threads_than_shards_but_two(load_script, cpu, monkeypatch, batch_size, threads):
     intra_op, inter_op = [], []
     module = load_script(BATCH_SIZE=batch_size)
     monkeypatch.setattr(tf.config.threading, "set_intra_op_parallelism_threads", intra_op.append)  # mocks: TensorFlow
     monkeypatch.setattr(tf.config.threading, "set_inter_op_parallelism_threads", inter_op.append)  # takes them but once
     module.use_every_core()
     assert intra_op == [1] and inter_op == [threads]
+
+
+@pytest.mark.parametrize("wanted, used", [(None, "true"), ("false", "false")])
+def test_no_more_of_a_gpus_memory_than_needed_unless_wanted(load_script, monkeypatch, wanted, used):
+    monkeypatch.delenv("TF_FORCE_GPU_ALLOW_GROWTH", raising=False)
+    if wanted is not None:
+        monkeypatch.setenv("TF_FORCE_GPU_ALLOW_GROWTH", wanted)
+    load_script()
+    assert os.environ["TF_FORCE_GPU_ALLOW_GROWTH"] == used
 
 
 @pytest.mark.parametrize("limit, cores", [

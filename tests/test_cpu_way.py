@@ -8,6 +8,9 @@ import tensorflow as tf
 import rnn_mnist
 
 
+pytestmark = pytest.mark.usefixtures("cpu")
+
+
 def case(monkeypatch, n, n_steps, n_input, n_hidden):
     """Returns a model whose weights are all random, and `n` random images with labels."""
     for name, value in dict(N_STEPS=n_steps, N_INPUT=n_input, N_HIDDEN=n_hidden).items():

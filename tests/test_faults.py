@@ -21,8 +21,8 @@ import requests
 
 import rnn_mnist
 import small_mnist
-from conftest import (LONG, PATIENT, QUICK, TIMEOUT, end, environment, go_on, run, script, start, wait_for_pause,
-                      write_files)
+from conftest import (LONG, PATIENT, QUICK, TIMEOUT, end, environment, go_on, run, script, start, usual_signals,
+                      wait_for_pause, write_files)
 from misbehaving_proxy import misbehaving_proxy
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals and limits of POSIX")
@@ -485,12 +485,13 @@ def test_signals_while_testing_lose_nothing(tmp_path, small_data_dir):
 
 
 @posix
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_that_is_ignored_stays_ignored(tmp_path, small_data_dir, number):
+def test_signals_that_are_ignored_stay_ignored(tmp_path, small_data_dir):
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir), pause_before="step += 1")
-    process = start(path, preexec_fn=lambda: signal.signal(number, signal.SIG_IGN))  # as by nohup or trap ''
+    process = start(path, preexec_fn=lambda: [signal.signal(number, signal.SIG_IGN) for number in numbers])
     wait_for_pause(process)
-    process.send_signal(number)
+    for number in numbers:
+        process.send_signal(number)
     status, out, err = go_on(process)
     assert status == 0 and "Optimization Finished!\n" in out and TESTED.search(out), err
 
@@ -507,6 +508,7 @@ def start_at_a_terminal(path, ignored=()):
     import fcntl, termios
 
     def own_terminal():
+        usual_signals()
         fcntl.ioctl(1, termios.TIOCSCTTY, 0)
         for number in ignored:
             signal.signal(number, signal.SIG_IGN)
@@ -601,7 +603,9 @@ def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(settings, 
         return function(*arguments)
 
     monkeypatch.setattr(rnn_mnist, moment, interrupted)  # which gives the real signal its moment
+    earlier_handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     assert rnn_mnist.main() == 130
+    signal.signal(signal.SIGINT, earlier_handler)
     assert capsys.readouterr().out == "" and (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
 
 

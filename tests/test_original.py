@@ -137,6 +137,12 @@ def test_a_loss_over_the_wrong_axis_would_be_noticed(recording, constants, monke
         replay(recording, constants)
 
 
+def test_products_are_those_of_float32_on_every_device(constants):
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default
+    rnn_mnist.build_model()
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
 # the original's equations
 
 

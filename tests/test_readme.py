@@ -3,6 +3,7 @@
 import ast
 import pathlib
 import re
+import sys
 
 import keras
 import numpy as np
@@ -115,6 +116,16 @@ def test_the_constants_are_those_of_the_script():
 def test_the_gpu_version_is_the_required_one():
     required = re.search(r"^tensorflow(==[\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
     assert set(re.findall(r"tensorflow\[and-cuda\](==[\d.]+)", README)) == {required}
+
+
+def test_next_years_releases_of_what_the_script_imports_are_kept_out():
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
+    tree = ast.parse((ROOT / "rnn_mnist.py").read_text(encoding="utf-8"))
+    modules = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
+    imported = {module.partition(".")[0] for module in modules}
+    for name in imported - sys.stdlib_module_names:
+        lines = [line for line in requirements if re.match(name.replace("_", "-") + r"\b(?!-)", line)]
+        assert lines and all(re.match(r"[\w-]+(==|>=.*,<)\d", line) for line in lines), name
 
 
 def test_the_files_of_the_commands_are_there():

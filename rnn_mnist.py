@@ -223,7 +223,7 @@ def main():
         run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
         tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).set_as_default()
     device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {CORES} cores"
-    signals, errors, saved = [], [], True
+    signals, errors, saved = [], [], True  # what would end the run waits in these until the model is saved
     attempt(errors, print, f"{name}: {len(images)} training and {len(test_images)} test images; "
             f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
     with noted(signals):

@@ -1,25 +1,26 @@
-"""Reads MNIST digits row by row with an LSTM: a TensorFlow 0.8 tutorial script, ported to TensorFlow 2 and Keras 3.
+"""Reads MNIST's digits row by row with an LSTM: a TensorFlow 0.8 script, ported to Keras 3.
 
-The constants below are its settings, README.md explains it. Standard output is the original's log and nothing else.
+The constants are its settings; README.md explains it. Standard output is the original's log alone.
 """
+
+# The task, first of three parts: the one to read, and to change as you like.
 
 import contextlib
 import datetime
 import functools
 import hashlib
-import importlib.util
+import numbers
 import os
 import pathlib
 import signal
 import sys
 import tempfile
-import time
+import types
+from importlib.util import find_spec
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # no start-up messages; TensorFlow reads it when it loads
-os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # no more of a GPU's memory than the run needs
-os.environ.update(KERAS_BACKEND="tensorflow", KERAS_NNX_ENABLED="0")  # whatever Keras's settings file says
-if __name__ == "__main__" and not hasattr(sys, "ps1"):  # no notebook: without anything that Keras might refuse
-    os.environ.update(KERAS_HOME=os.devnull, KERAS_MAX_EPOCHS="0", KERAS_MAX_STEPS_PER_EPOCH="0")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
+os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else it takes all of a GPU's memory
+os.environ["KERAS_BACKEND"] = "tensorflow"
 import keras
 import numpy as np
 import requests
@@ -28,8 +29,8 @@ import tensorflow_datasets as tfds
 import tqdm
 
 # data
-DATA_DIR = None  # folder of TFDS's data sets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
-OFFLINE_SAMPLE = True  # where MNIST can't be had: True trains on the bundled UCI digits, False stops
+DATA_DIR = None  # folder for TFDS's data; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
+OFFLINE_SAMPLE = True  # where MNIST can't be had: True trains on bundled UCI digits, False stops
 
 # training
 LEARNING_RATE = 0.001  # Adam's step size
@@ -39,8 +40,8 @@ DISPLAY_STEP = 10  # minibatches from one log line to the next
 SEED = 0  # the same log every time; None: another run each time
 
 # network
-N_INPUT = 28  # pixels the LSTM reads at a timestep
-N_STEPS = 28  # timesteps; N_STEPS * N_INPUT is 784, the pixels of an image
+N_INPUT = 28  # values read at a timestep: the pixels of a row
+N_STEPS = 28  # timesteps: the rows of an image
 N_HIDDEN = 128  # LSTM units, and the width of the input projection
 N_CLASSES = 10  # digits
 
@@ -49,346 +50,475 @@ TEST_LEN = 256  # test images in the original's last line
 MODEL_PATH = "rnn_mnist.keras"  # file for the trained model; None: not saved
 LOG_DIR = None  # folder for TensorBoard's curves, a subfolder a run; None: no curves
 
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()  # this process may use
-with contextlib.suppress(OSError, ValueError):  # on Linux, a container may get the time of fewer: "150000 100000"
-    quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    CORES = min(CORES, max(1, round(int(quota) / int(period))))
-
 
 def load_data():
-    """Returns (images uint8 [n, N_STEPS, N_INPUT], labels int64 [n]) for training, for testing, and their name."""
-    has_mnist = os.path.exists(mnist_dir()) or fetch_mnist()
-    splits = read_mnist() if has_mnist else read_uci_digits()
-    train, test = [(images.reshape(-1, N_STEPS, N_INPUT), labels) for images, labels in splits]
-    return train, test, "MNIST" if has_mnist else "UCI digits, not MNIST"
+    """Returns (sequences, labels) to train on, the same to test, and the name of the data.
+
+    Sequences are float32 [n, N_STEPS, N_INPUT]: the rows of images, their pixels from 0 to 1.
+    Labels are whole numbers [n] below N_CLASSES. Data of your own may take their place.
+    """
+    name, splits = ("MNIST", read_mnist()) if fetch_mnist() else (SAMPLE, read_uci_digits())
+    train, test = [(np.multiply(images, 1 / 255, dtype=np.float32).reshape(-1, N_STEPS, N_INPUT),
+                    labels) for images, labels in splits]
+    return train, test, name
 
 
 def read_mnist():
-    """Reads MNIST, which TFDS prepares first: (images uint8 [n, 28, 28, 1], labels int64 [n]) of 55,000 and 10,000."""
-    with on_failure(f"MNIST in {mnist_dir()} can't be read: set another DATA_DIR or, if it is damaged, move it away."):
-        with contextlib.suppress(FileExistsError), contextlib.redirect_stdout(sys.stderr):  # another run was faster
-            tfds.builder("mnist", data_dir=mnist_dir().parents[1]).download_and_prepare()
-        builder = tfds.builder_from_directory(mnist_dir())
-        if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:  # prepared for tfds.data_source, as by Grain
-            sources = builder.as_data_source(["train", "test"], decoders={"image": tfds.decode.SkipDecoding()})
-            pairs = [[(tf.io.decode_png(each["image"]), each["label"]) for each in source] for source in sources]
-            splits = [[np.array(column) for column in zip(*split)] for split in pairs]
-        else:
-            splits = tfds.as_numpy(builder.as_dataset(["train", "test"], batch_size=-1, as_supervised=True))
-    return [column[5000:] for column in splits[0]], splits[1]  # like the original, which set the first 5,000 aside
+    """Returns (images uint8 [n, 28, 28, 1], labels int64 [n]) to train on and to test.
+
+    Like the original, it sets the first 5,000 of the 60,000 training images aside.
+    """
+    mnist_dir, files_dir = mnist_dirs()
+    with on_failure(f"MNIST in {mnist_dir} can't be read: set another DATA_DIR or move it away."):
+        with contextlib.suppress(FileExistsError), contextlib.redirect_stdout(sys.stderr):
+            tfds.builder("mnist", data_dir=mnist_dir.parents[1]).download_and_prepare(
+                download_config=tfds.download.DownloadConfig(manual_dir=files_dir))
+        mnist = tfds.builder_from_directory(mnist_dir)
+        return tfds.as_numpy(mnist.as_dataset(["train[5000:]", "test"], batch_size=-1,
+                                              as_supervised=True))
 
 
-def read_uci_digits():
-    """Reads the UCI digits (Alpaydin, Kaynak: UCI Machine Learning Repository, 1998) as read_mnist: 1,541 and 256."""
-    path = os.path.join(os.path.dirname(globals().get("__file__", "")), "uci_digits.npz")  # a notebook has no __file__
-    with (on_failure(f"The UCI digits can't be read from {os.path.abspath(path)} either: put that file there."),
-          np.load(path) as digits):
-        images, labels = digits["images"], digits["labels"].astype(np.int64)  # [1797, 8, 8] from 0 to 16, [1797]
-    images = tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16)  # bilinear; as in MNIST, 20 x 20
-    images = tf.image.pad_to_bounding_box(tf.cast(tf.round(images), tf.uint8), 4, 4, 28, 28).numpy()
-    order = np.random.RandomState(0).permutation(len(images))  # the same in every version of NumPy
-    return [(images[part], labels[part]) for part in (order[256:], order[:256])]
-
-
-def minibatches(images, labels):
-    """Yields (images, labels) of BATCH_SIZE without end: every epoch in a new order, its short tail dropped."""
+def minibatches(sequences, labels):
+    """Yields BATCH_SIZE of both without end: each epoch in a new order, its short tail dropped."""
     generator = np.random.default_rng(SEED)
     while True:
-        order = generator.permutation(len(images))
+        order = generator.permutation(len(labels))
         for chosen in order[:len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE):
-            yield images[chosen], labels[chosen]
+            yield sequences[chosen], labels[chosen]
+
+
+def start_generators():
+    """Lets all random generators give the same every time, if there is a SEED."""
+    if SEED is not None:
+        keras.utils.set_random_seed(int(SEED))
 
 
 def build_model():
-    """Returns the network, [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], with the original's first weights."""
-    keras.config.set_floatx("float32")  # whatever Keras's settings file or, in a notebook, an earlier call says
+    """Returns the network, from [n, N_STEPS, N_INPUT] to probabilities [n, N_CLASSES], compiled.
+
+    Change it as you like: what is returned here is what trains and is saved.
+    """
+    keras.config.set_floatx("float32")  # the original's, whatever a keras.json says
     keras.config.set_dtype_policy("float32")
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # NVIDIA's GPUs would round the factors of products
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # which rounds, on a GPU
     normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
-    # The original's LSTM kernel was one matrix, uniform with variance 1 / fan-in, so each of Keras's two counts the
-    # fan-in of both. Its forget gate added 1 at every step; Keras starts that gate's bias at 1, the same function.
+    # The original's LSTM had one kernel, uniform with variance 1 / fan-in, where Keras has two,
+    # and its forget gate added 1, where Keras starts that gate's bias at 1: the same function.
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
     uniform = functools.partial(keras.initializers.RandomUniform, -bound, bound)
     model = keras.Sequential([
         keras.Input([N_STEPS, N_INPUT]),
-        keras.layers.Dense(N_HIDDEN, kernel_initializer=normal(), bias_initializer=normal(), name="hidden"),
-        keras.layers.LSTM(N_HIDDEN, kernel_initializer=uniform(), recurrent_initializer=uniform(), name="lstm"),
-        keras.layers.Dense(N_CLASSES, "softmax", kernel_initializer=normal(), bias_initializer=normal(), name="out"),
+        keras.layers.Dense(N_HIDDEN, kernel_initializer=normal(), bias_initializer=normal(),
+                           name="hidden"),
+        keras.layers.LSTM(N_HIDDEN, kernel_initializer=uniform(), recurrent_initializer=uniform()),
+        keras.layers.Dense(N_CLASSES, "softmax", kernel_initializer=normal(),
+                           bias_initializer=normal(), name="out"),
     ])
-    adam = keras.optimizers.Adam(float(LEARNING_RATE), epsilon=1e-8)  # the original's epsilon; Keras's own is 1e-7
-    adam.build(model.trainable_variables)  # else TensorFlow would trace the first update twice
-    model.compile(adam, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
+    optimizer = keras.optimizers.Adam(float(LEARNING_RATE), epsilon=1e-8)  # Keras's own: 1e-7
+    model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def logits_of(model, images):
-    """Returns the logits [n, N_CLASSES] of `images` [n, N_STEPS, N_INPUT], whose pixels go from 0 to 255."""
+def outputs_of(model, sequences, training):
+    """Returns what `model` makes of `sequences` [n, N_STEPS, N_INPUT]: [n, N_CLASSES]."""
+    if has_short_way(model):
+        return short_way(model, sequences)
+    return model(sequences, training=training)
+
+
+def train_step(model, sequences, labels):
+    """Updates the weights once, for a minibatch [n, N_STEPS, N_INPUT] and its labels int64 [n]."""
+    with tf.GradientTape() as tape:
+        outputs = outputs_of(model, sequences, training=True)
+        loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
+        loss = model.optimizer.scale_loss(loss)  # another loss only in mixed precision
+    gradients = tape.gradient(loss, model.trainable_variables)
+    model.optimizer.apply(gradients, model.trainable_variables)
+
+
+def evaluate(model, sequences, labels):
+    """Returns the loss that training lowers, and the share of the sequences classified right."""
+    outputs = outputs_of(model, sequences, training=False)
+    loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
+    return loss, tf.reduce_mean(tf.cast(tf.argmax(outputs, axis=1) == labels, tf.float32))
+
+
+def train(model, sequences, labels, run):
+    """Trains until it has seen TRAINING_ITERS sequences or `run.signals` holds a signal."""
+    update, measure = (tf.function(each, autograph=False) for each in (train_step, evaluate))
+    batches = minibatches(sequences, labels)
+    step = 1
+    while step * BATCH_SIZE < TRAINING_ITERS and not run.signals:
+        batch = next(batches)
+        update(model, *batch)
+        run.seen = step * BATCH_SIZE
+        if step % DISPLAY_STEP == 0:
+            loss, accuracy = map(float, measure(model, *batch))
+            stop_if_diverged(model, run.seen, loss)
+            print(f"Iter {run.seen}, Minibatch Loss= {loss:.6f}, "
+                  f"Training Accuracy= {accuracy:.5f}", flush=True)
+            draw(run, {"minibatch loss": loss, "minibatch accuracy": accuracy})
+        step += 1
+    if run.seen:
+        stop_if_diverged(model, run.seen, measure(model, *batch)[0])
+
+
+def test(model, sequences, labels, name):
+    """Prints the accuracy on the first TEST_LEN, as the original did, and on all; returns it."""
+    predict = tf.function(functools.partial(outputs_of, training=False), autograph=False)
+    outputs = [predict(model, sequences[n:n + BATCH_SIZE])
+               for n in range(0, len(labels), BATCH_SIZE)]
+    right = np.concatenate(outputs).argmax(axis=1) == labels
+    first, accuracy = (part.mean(dtype=np.float32) for part in (right[:TEST_LEN], right))
+    note, noun = f" ({name})" * (name == SAMPLE), "images" if "MNIST" in name else "sequences"
+    print(f"Testing Accuracy: {first!s}{note}\n"
+          f"Testing Accuracy, all {len(labels)} {noun}: {accuracy!s}{note}", flush=True)
+    return accuracy
+
+
+def main():
+    """Loads, builds, trains, saves and tests; returns 0, or 1 if MODEL_PATH can't be written."""
+    check_settings()
+    use_every_core()
+    start_generators()
+    (sequences, labels), test_set, name = check_data(load_data())
+    start_generators()  # anew, for TFDS draws from them when it prepares
+    model = check_model(build_model())
+    say(f"{name}: {len(labels)} to train on, {len(test_set[1])} to test; "
+        f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates by minibatches of {BATCH_SIZE}.")
+    with hold_signals() as run:
+        failure = None
+        try:
+            train(model, sequences, labels, run)
+        except Exception as error:
+            failure = error  # to be raised once the model is saved
+        seconds = (datetime.datetime.now() - run.start).total_seconds()
+        finished = run.seen + BATCH_SIZE >= TRAINING_ITERS
+        learned = finished or run.seen > BATCH_SIZE  # enough for an earlier model's place
+        saved = not learned or save(model, run.seen, name)
+        by = f" by {signal.Signals(run.signals[0]).name}" if run.signals else ""
+        say(f"Training ended{by} at Iter {run.seen} after {seconds:.1f} s.")
+        if failure:
+            raise failure
+        if finished:
+            print("Optimization Finished!", flush=True)
+        if learned:
+            draw(run, {"test accuracy": test(model, *test_set, name)})
+    return int(not saved)
+
+
+# Speed, the second part, may be skipped, or deleted with what calls it: the log is the same.
+
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+with contextlib.suppress(OSError, ValueError):  # a container on Linux may have the time of fewer
+    quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    CORES = min(CORES, max(1, round(int(quota) / int(period))))
+
+
+def use_every_core():
+    """Lets the shards of `short_way` run side by side on a CPU, each on one core."""
+    if not tf.config.list_physical_devices("GPU"):
+        with contextlib.suppress(RuntimeError):  # too late, where a notebook has used TensorFlow
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+            threads = min(CORES, max(2, BATCH_SIZE // 32))
+            tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+def has_short_way(model):
+    """Returns whether `short_way` does what `model` does, which then is three plain layers.
+
+    All that Keras would save of a layer is compared, so that no option is overlooked.
+    """
+    def options(layer):
+        free = ("name", "units", "trainable", "seed", "unit_forget_bias")
+        return {  # with functions themselves, for a user's may be called tanh, too
+            name: getattr(layer, name) if "activation" in name else value
+            for name, value in layer.get_config().items()
+            if name not in free and not name.endswith("_initializer")}
+
+    fixed = dict(kernel_initializer="zeros", dtype="float32", name="plain")  # draws no seed
+    with tf.Graph().as_default():  # for a variable of the LSTM's
+        plain = [keras.layers.Dense(1, **fixed),
+                 keras.layers.LSTM(1, recurrent_initializer="zeros", seed=0, **fixed),
+                 keras.layers.Dense(1, "softmax", **fixed)]
+    return (not tf.config.list_physical_devices("GPU") and type(model) is keras.Sequential
+            and [*map(type, model.layers)] == [*map(type, plain)]
+            and [*map(options, model.layers)] == [*map(options, plain)])
+
+
+def short_way(model, sequences):
+    """Returns the outputs of a `model` that has the short way, each core at work on a shard."""
     hidden, lstm, out = model.layers
-    rows = tf.cast(images, tf.float32) / 255
-    if tf.config.list_physical_devices("GPU"):
-        outputs = lstm(hidden(rows))  # [n, N_HIDDEN], by cuDNN
-    else:  # a shard of the images for each core; one below 32 images is not worth a thread
-        shards = np.array_split(range(images.shape[0]), max(1, min(CORES, images.shape[0] // 32)))
-        outputs = [last_output(hidden, lstm.cell, shard) for shard in tf.split(rows, [len(shard) for shard in shards])]
-        outputs = tf.concat(outputs, axis=0)  # [n, N_HIDDEN]
-    return tf.matmul(outputs, out.kernel) + out.bias
+    number = max(1, min(CORES, sequences.shape[0] // 32))  # less is not worth a thread
+    sizes = [len(shard) for shard in np.array_split(range(sequences.shape[0]), number)]
+    shards = [last_output(hidden, lstm.cell, rows) for rows in tf.split(sequences, sizes)]
+    return out.activation(tf.matmul(tf.concat(shards, axis=0), out.kernel) + out.bias)
 
 
 def last_output(hidden, cell, rows):
-    """Returns what the LSTM layer does, [n, N_HIDDEN], for `rows` [n, N_STEPS, N_INPUT], faster on a CPU.
+    """Returns the LSTM's last output [n, units] for `rows` [n, timesteps, inputs].
 
-    The projection before it is linear, so it folds into the LSTM's input kernel: (x W + b) K = x (W K) + b K, with the
-    same gradients, has N_INPUT inner columns, not N_HIDDEN. The rest is BasicLSTMCell: https://arxiv.org/abs/1409.2329.
+    The projection folds into the LSTM's kernel, (x W + b) K = x (W K) + b K. The rest is
+    https://arxiv.org/abs/1409.2329.
     """
-    input_kernel = tf.matmul(hidden.kernel, cell.kernel)  # [N_INPUT, 4 * N_HIDDEN]
-    bias = tf.linalg.matvec(cell.kernel, hidden.bias, transpose_a=True) + cell.bias  # [4 * N_HIDDEN]
+    input_kernel = tf.matmul(hidden.kernel, cell.kernel)  # [inputs, 4 * units]
+    bias = tf.linalg.matvec(cell.kernel, hidden.bias, transpose_a=True) + cell.bias  # [4 * units]
 
-    def timestep(state, row):  # ([n, N_HIDDEN], [n, N_HIDDEN]), [n, N_INPUT]
+    def timestep(state, row):  # ([n, units], [n, units]), [n, inputs]
         h, c = state
-        gates = tf.nn.bias_add(tf.matmul(row, input_kernel), bias) + tf.matmul(h, cell.recurrent_kernel)
-        i, f, j, o = tf.split(gates, 4, axis=1)  # input gate, forget gate, new input, output gate: [n, N_HIDDEN]
+        gates = tf.nn.bias_add(tf.matmul(row, input_kernel), bias)
+        gates += tf.matmul(h, cell.recurrent_kernel)
+        i, f, j, o = tf.split(gates, 4, axis=1)  # input, forget, new input, output: [n, units]
         c = tf.sigmoid(f) * c + tf.sigmoid(i) * tf.tanh(j)
         return tf.sigmoid(o) * tf.tanh(c), c
 
     zeros = tf.zeros([rows.shape[0], cell.units])
-    rows = tf.transpose(rows, [1, 0, 2])  # [N_STEPS, n, N_INPUT]
-    if rows.shape[0] <= 56:  # unrolled, the steps run a tenth faster, but the graph grows with each
+    rows = tf.transpose(rows, [1, 0, 2])  # [timesteps, n, inputs]
+    if rows.shape[0] <= 56:  # unrolled, they run a tenth faster, but the graph grows with each
         h, _ = functools.reduce(timestep, tf.unstack(rows), (zeros, zeros))
     else:
         h, _ = tf.foldl(timestep, rows, (zeros, zeros))
     return h
 
 
-def use_every_core():
-    """Lets the shards of `logits_of` run side by side on a CPU, each on one core."""
-    if not tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # too late where a notebook has used TensorFlow: slower, but right
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            tf.config.threading.set_inter_op_parallelism_threads(min(CORES, max(2, BATCH_SIZE // 32)))
+# Faults, the third part, may be skipped, too. It keeps them from costing anyone their work.
+
+SAMPLE = "UCI digits, not MNIST"  # the name of what stands in for MNIST
 
 
-def loss_and_accuracy(logits, labels):
-    """Returns the mean cross-entropy and the share of right answers of `logits` [n, N_CLASSES] for `labels` [n]."""
-    loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-    accuracy = tf.reduce_mean(tf.cast(tf.argmax(logits, axis=1) == labels, tf.float32))
-    return loss, accuracy
-
-
-def train_step(model, images, labels):
-    """Updates the weights once for a minibatch, uint8 [n, N_STEPS, N_INPUT] and int64 [n], by the model's optimizer."""
-    with tf.GradientTape() as tape:
-        loss, _ = loss_and_accuracy(logits_of(model, images), labels)
-    gradients = tape.gradient(loss, model.trainable_variables)
-    model.optimizer.apply(gradients, model.trainable_variables)
-
-
-def train(model, images, labels, signals):
-    """Trains until it has seen TRAINING_ITERS images or `signals` holds a signal."""
-    update, predict = tf.function(train_step, autograph=False), tf.function(logits_of, autograph=False)
-    batches = minibatches(images, labels)
-    step = 1
-    while step * BATCH_SIZE < TRAINING_ITERS and not signals:
-        batch_images, batch_labels = next(batches)
-        update(model, batch_images, batch_labels)
-        if step % DISPLAY_STEP == 0:
-            seen = step * BATCH_SIZE
-            loss, accuracy = loss_and_accuracy(predict(model, batch_images), batch_labels)
-            watch(seen, loss, {"minibatch loss": loss, "minibatch accuracy": accuracy})
-            print(f"Iter {seen}, Minibatch Loss= {loss:.6f}, Training Accuracy= {accuracy:.5f}", flush=True)
-        step += 1
-
-
-def evaluate(model, images, labels, seen, name):
-    """Returns the log's last lines: the accuracy on the first TEST_LEN test images, as in the original, and on all."""
-    predict = tf.function(logits_of, autograph=False)
-    logits = tf.concat([predict(model, images[n:n + 1000]) for n in range(0, len(images), 1000)], axis=0)
-    loss, accuracy = loss_and_accuracy(logits, labels)
-    _, accuracy_of_first = loss_and_accuracy(logits[:TEST_LEN], labels[:TEST_LEN])
-    watch(seen, loss, {"test accuracy": accuracy})
-    note = "" if name == "MNIST" else f" ({name})"
-    return [f"Testing Accuracy: {accuracy_of_first.numpy()!s}{note}",
-            f"Testing Accuracy, all {len(labels)} images: {accuracy.numpy()!s}{note}"]
-
-
-def main():
-    """Trains, tests, saves; returns 0, 1 if saving failed, 128 + an ending signal; raises what else ended training."""
-    check_settings()
-    use_every_core()
-    (images, labels), (test_images, test_labels), name = load_data()
-    check_settings(len(images), len(test_images))
-    if SEED is not None:
-        keras.utils.set_random_seed(int(SEED))
-    model = build_model()
-    if LOG_DIR is not None:
-        run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}"
-        tf.summary.create_file_writer(os.path.join(os.path.expanduser(LOG_DIR), run)).set_as_default()
-    device = "GPU" if tf.config.list_physical_devices("GPU") else f"CPU with {CORES} cores"
-    signals, errors, saved = [], [], True  # what would end the run waits in these until the model is saved
-    attempt(errors, print, f"{name}: {len(images)} training and {len(test_images)} test images; "
-            f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates of {BATCH_SIZE} images on the {device}.", file=sys.stderr)
-    with noted(signals):
-        start = time.perf_counter()
-        attempt(errors, train, model, images, labels, signals)
-        seconds, seen = time.perf_counter() - start, int(model.optimizer.iterations.numpy()) * BATCH_SIZE
-        lines = ["Optimization Finished!"] if seen + BATCH_SIZE >= TRAINING_ITERS else []
-        by = f" by {signal.Signals(signals[0]).name}" if signals else ""
-        attempt(errors, print, "" if lines else f"Stopped{by} at Iter {seen}. ", f"Training took {seconds:.1f} s, "
-                f"{seen / seconds:.0f} images a second.", sep="", file=sys.stderr)
-        if lines or seen > BATCH_SIZE:  # else nothing was learned that would be worth an earlier model's place
-            lines += attempt(errors, evaluate, model, test_images, test_labels, seen, name) or []
-            saved = MODEL_PATH is None or save(model)
-    for line in lines:
-        attempt(errors, print, line, flush=True)
-    if errors and not (signals and isinstance(errors[0], OSError)):  # Ctrl-C also ends what reads the log
-        raise errors[0]
-    return 128 + signals[0] if signals else int(not saved)
-
-
-# faults: what follows keeps them from costing anyone their work
-
-def check_settings(train_size=55000, test_size=10000):
-    """Ends the program with a sentence for each constant that is wrong, given the sizes of the data set in images."""
-    def number(value, low=1, high=10**12, kinds=(int, np.integer)):
-        return isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
-
-    def writable(folder):  # in the last folder of the path that is there, a file is made and removed
-        with contextlib.suppress(OSError, TypeError, ValueError):
-            path = pathlib.Path(os.path.expanduser(folder)).absolute()
-            tempfile.TemporaryFile(dir=next(filter(os.path.exists, (path, *path.parents)), path)).close()
-            return folder != "" and "://" not in str(folder)
-
-    settings = [  # name, whether its value is right, what it must be
-        ("DATA_DIR", DATA_DIR is None or os.path.exists(mnist_dir()) or writable(DATA_DIR),
-         "a local folder that holds MNIST or can be written, or None"),
-        ("TFDS_DATA_DIR", DATA_DIR is not None or "://" not in os.environ.get("TFDS_DATA_DIR", ""), "a local folder"),
-        ("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False"),
-        ("LEARNING_RATE", number(LEARNING_RATE, 1e-37, 3e38, (int, float, np.number)), "a finite number above 0"),
-        ("BATCH_SIZE", number(BATCH_SIZE, 1, train_size), f"a whole number from 1 to the {train_size} training images"),
-        *((name, number(globals()[name]), "a whole number from 1 to 10**12")
-          for name in ("TRAINING_ITERS", "DISPLAY_STEP", "N_INPUT", "N_HIDDEN")),
-        ("SEED", SEED is None or number(SEED, 0, 2**32 - 1), "a whole number from 0 to 4294967295, or None"),
-        ("N_STEPS", number(N_STEPS) and (not number(N_INPUT) or N_STEPS * N_INPUT == 784),
-         f"a whole number that times N_INPUT = {N_INPUT!r} is 784, the pixels of an image"),
-        ("N_CLASSES", number(N_CLASSES, 10), "a whole number from 10, the digits, to 10**12"),
-        ("TEST_LEN", number(TEST_LEN, 1, test_size), f"a whole number from 1 to the {test_size} test images"),
-        ("MODEL_PATH", MODEL_PATH is None or str(MODEL_PATH).endswith(".keras")
-         and writable(os.path.dirname(MODEL_PATH) or ".") and not os.path.isdir(os.path.expanduser(MODEL_PATH)),
-         "a file ending in .keras, in a local folder that can be written, or None"),
-        ("LOG_DIR", LOG_DIR is None or writable(LOG_DIR) and importlib.util.find_spec("tensorboard"),
-         "a local folder that can be written, with TensorBoard installed (pip install tensorboard), or None"),
-    ]
-    if keras.config.backend() != "tensorflow":
-        sys.exit(f"Keras is loaded with its {keras.config.backend()} backend: restart Python, run this script first.")
-    values = {**os.environ, **globals()}
-    if wrong := [f"{name} = {values[name]!r} must be {allowed}." for name, right, allowed in settings if not right]:
-        sys.exit("\n".join(wrong))
+def say(text):
+    """Prints to standard error, even if nobody can read that any more."""
+    with contextlib.suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 @contextlib.contextmanager
-def on_failure(sentence, kinds=Exception, stop=True):
-    """Says `sentence`, with the reason, if the block raises one of `kinds`; ends the program unless `stop` is False."""
+def on_failure(sentence, tell=sys.exit, kinds=Exception):
+    """Tells `sentence`, and what went wrong first, if the block raises one of `kinds`."""
     try:
         yield
     except kinds as error:
         while cause := error.__cause__ or not error.__suppress_context__ and error.__context__:
-            error = cause  # what went wrong first says it most plainly
-        sentence += f" ({type(error).__name__}: {error}".splitlines()[0] + ")"
-        if stop:
-            sys.exit(sentence)
-        attempt([], print, sentence, file=sys.stderr)
+            error = cause
+        tell(f"{sentence} ({type(error).__name__}: {error}".splitlines()[0] + ")")
 
 
-def attempt(errors, function, *arguments, **keywords):
-    """Returns what `function` returns; an exception is added to `errors`, not raised."""
-    try:
-        return function(*arguments, **keywords)
-    except Exception as error:
-        errors.append(error)
+def check_settings():
+    """Ends the program with a sentence for each constant that is wrong."""
+    def number(value, low=1, high=10**12, kind=numbers.Integral):
+        return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
+
+    def writable(folder):  # tried in that part of the path that is there
+        with contextlib.suppress(OSError, TypeError, ValueError):
+            path = pathlib.Path(os.path.expanduser(folder)).absolute()
+            tempfile.TemporaryFile(dir=next(filter(os.path.exists, (path, *path.parents)))).close()
+            return folder != "" and ":/" not in str(folder)[2:]  # no C:/, but a bucket
+
+    local, whole = "a local folder that can be written", "a whole number from 1 to 10**12"
+    settings = {  # by name: whether it is right, and what it must be
+        "DATA_DIR": (DATA_DIR is None or mnist_dirs()[0].exists() or writable(DATA_DIR),
+                     f"{local} or holds MNIST, or None"),
+        "TFDS_DATA_DIR": (DATA_DIR or "://" not in os.getenv("TFDS_DATA_DIR", ""), local),
+        "OFFLINE_SAMPLE": (isinstance(OFFLINE_SAMPLE, bool), "True or False"),
+        "LEARNING_RATE": (number(LEARNING_RATE, 1e-37, 3e38, numbers.Real), "above 0"),
+        "SEED": (SEED is None or number(SEED, 0, 2**32 - 1), "from 0 to 2**32 - 1, or None"),
+        "MODEL_PATH": (MODEL_PATH is None or str(MODEL_PATH).endswith(".keras")
+                       and not os.path.isdir(os.path.expanduser(MODEL_PATH))
+                       and writable(pathlib.Path(MODEL_PATH).parent),
+                       f"a file ending in .keras in {local}, or None"),
+        "LOG_DIR": (LOG_DIR is None or writable(LOG_DIR) and find_spec("tensorboard"),
+                    f"{local}, with TensorBoard (pip install tensorboard), or None"),
+        **{name: (number(globals()[name]), whole) for name in "BATCH_SIZE DISPLAY_STEP N_INPUT "
+           "N_STEPS N_HIDDEN N_CLASSES TEST_LEN".split()},
+        "TRAINING_ITERS": (number(TRAINING_ITERS, BATCH_SIZE + 1 if number(BATCH_SIZE) else 1),
+                           f"{whole}, above BATCH_SIZE"),
+    }
+    if keras.config.backend() != "tensorflow":
+        sys.exit(f"Keras has its {keras.config.backend()} backend: restart Python, run this first.")
+    values = {**os.environ, **globals()}
+    if wrong := [f"{name} = {values[name]!r} must be {must_be}."
+                 for name, (right, must_be) in settings.items() if not right]:
+        sys.exit("\n".join(wrong))
+
+
+def check_data(data):
+    """Returns what load_data() returned, as float32 and int64; says what of it can't be used."""
+    checked = []
+    with (on_failure("load_data() must return (sequences, labels), the same to test, and a name."),
+          np.errstate(over="ignore")):  # what is too large for float32 is told below
+        *splits, name = data
+        for part, least, (x, y) in zip(("training", "test"), (BATCH_SIZE, 1), splits, strict=True):
+            x, y = np.asarray(x, np.float32), np.asarray(y)
+            if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) < least:
+                sys.exit(f"The {part} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT)"
+                         f" = ({least} or more, {N_STEPS}, {N_INPUT}); BATCH_SIZE = {BATCH_SIZE}.")
+            if not np.isfinite([x.min(), x.max()]).all():
+                sys.exit(f"The {part} sequences hold {x.min()} to {x.max()}, not finite numbers.")
+            low, high = np.unique(y)[[0, -1]]
+            if y.shape != x.shape[:1] or y.dtype.kind not in "iub" or low < 0 or high >= N_CLASSES:
+                sys.exit(f"The {part} labels are {y.dtype} {y.shape} from {low} to {high}, not "
+                         f"whole numbers {x.shape[:1]} from 0 to N_CLASSES - 1 = {N_CLASSES - 1}.")
+            checked.append((x, y.astype(np.int64)))
+    return *checked, str(name)
+
+
+def check_model(model):
+    """Returns the model with all its weights made; says if it can't be used."""
+    if getattr(model, "optimizer", None) is None:
+        sys.exit(f"build_model() returned {model!r}, not a Keras model that is compiled.")
+    outputs = model(keras.Input([N_STEPS, N_INPUT], BATCH_SIZE))
+    if getattr(outputs, "shape", None) != (BATCH_SIZE, N_CLASSES):
+        sys.exit(f"The model returns {outputs}, not [n, N_CLASSES] = [n, {N_CLASSES}].")
+    if not model.optimizer.built:  # else TensorFlow would trace the first update twice
+        model.optimizer.build(model.trainable_variables)
+    tf.config.run_functions_eagerly(bool(model.run_eagerly))
+    return model
 
 
 @contextlib.contextmanager
-def noted(signals):
-    """Adds each Ctrl-C, SIGTERM and SIGHUP to `signals` that would end the block; only a second Ctrl-C does end it."""
-    def note(number, frame):
-        if number == signal.SIGINT and number in signals:
+def hold_signals():
+    """Holds Ctrl-C, SIGTERM, SIGHUP back to the block's end, but for a second Ctrl-C."""
+    run = types.SimpleNamespace(start=datetime.datetime.now(), signals=[], seen=0, curves=None)
+
+    def hold(number, frame):
+        if number == signal.SIGINT and number in run.signals:
             raise KeyboardInterrupt
-        signals.append(number)  # not the first alone: a terminal that closes may send SIGHUP twice
+        run.signals.append(number)  # a closing terminal may send SIGHUP twice
 
     with contextlib.ExitStack() as earlier_handlers:
         with contextlib.suppress(ValueError):  # only the main thread may handle signals
-            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # ignored, as by nohup, or not Python's
-                    earlier_handlers.callback(signal.signal, number, signal.signal(number, note))
-        yield
+            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
+                    earlier_handlers.callback(signal.signal, number, signal.signal(number, hold))
+        try:
+            yield run
+        except OSError:
+            if not run.signals:  # Ctrl-C ends what reads the log, too
+                raise
+    if run.signals:
+        signal.raise_signal(run.signals[0])  # which now has its usual effect
+
+
+def stop_if_diverged(model, seen, *numbers):
+    """Ends the program, unsaved, where `numbers`, losses or weights, are not finite."""
+    if not all(np.isfinite(number).all() for number in numbers):
+        sys.exit(f"A loss or weight is not finite at Iter {seen}: the learning rate, "
+                 f"{float(model.optimizer.learning_rate):g}, is probably too high. Not saved.")
+
+
+def save(model, seen, name):
+    """Saves the model to MODEL_PATH or else elsewhere; returns whether to MODEL_PATH."""
+    stop_if_diverged(model, seen, *(weight.numpy() for weight in model.trainable_variables))
+    if MODEL_PATH is None:
+        return True
+    path = pathlib.Path(MODEL_PATH).expanduser()
+    if name == SAMPLE:  # so that MNIST's model keeps its place
+        path = path.with_stem(f"{path.stem}-uci_digits")
+    path = path.resolve()
+    other = pathlib.Path(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}.keras")
+
+    def save_weights(place):  # of a network that Keras can't write down
+        np.savez(place, *model.get_weights())
+
+    for place, write in [(path, model.save), (other, model.save),
+                         (other.with_suffix(".npz"), save_weights)]:
+        with on_failure(f"The model can't be saved to {place}.", say):
+            write_whole(place, write)
+            say(f"The model, trained on {name}, is saved to {place}.")
+            return place == path
 
 
 def write_whole(path, write):
-    """Lets `write` fill a file that then takes the place of `path`, which is replaced whole or not at all."""
+    """Lets `write` fill a file that then takes the place of `path`, as a whole or not at all."""
     os.makedirs(path.parent, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         write(pathlib.Path(folder, path.name))
         os.replace(pathlib.Path(folder, path.name), path)
 
 
-def mnist_dir():
-    """Returns the folder where TFDS keeps MNIST prepared, be it there or not."""
-    data_dir = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets" if DATA_DIR is None else DATA_DIR
-    return pathlib.Path(os.path.expanduser(str(data_dir)), "mnist", str(tfds.builder_cls("mnist").VERSION))
+def draw(run, curves):
+    """Adds a point to each of TensorBoard's `curves`, {name: value}."""
+    if LOG_DIR is not None:
+        folder = pathlib.Path(LOG_DIR, f"{run.start:%Y%m%d-%H%M%S-%f}").expanduser()
+        with on_failure(f"The curves can't be written to {LOG_DIR}.", say, tf.errors.OpError):
+            run.curves = run.curves or tf.summary.create_file_writer(str(folder))
+            with run.curves.as_default(run.seen):
+                for name, value in curves.items():
+                    tf.summary.scalar(name, value)
+
+
+def mnist_dirs():
+    """Returns the folder of MNIST as TFDS prepares it, and that of its four files."""
+    data_dir = str(DATA_DIR or os.getenv("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    version = str(tfds.builder_cls("mnist").VERSION)
+    mnist_dir = pathlib.Path(data_dir, "mnist", version).expanduser()
+    # In TFDS's own folder for such files, those of other data sets have the same names.
+    return mnist_dir, mnist_dir.parents[1] / "downloads" / "mnist"
 
 
 def fetch_mnist():
-    """Fetches those of MNIST's four files that are not where TFDS looks for them; returns whether all are there now."""
-    manual_dir, url_infos = mnist_dir().parents[1] / "downloads" / "manual", tfds.builder_cls("mnist").url_infos
-    notice = (f"MNIST is not in {mnist_dir().parents[1]} and can't be fetched. To get it, put "
-              f"{', '.join(info.filename for info in url_infos.values())} into {manual_dir} and run again.")
-    with on_failure(notice, OSError, stop=not OFFLINE_SAMPLE):
-        for url, info in url_infos.items():
-            if not (manual_dir / info.filename).exists():
-                attempt([], print, f"Fetching {url} to {manual_dir}.", file=sys.stderr)
-                response = requests.get(url, stream=True, timeout=(3, 12))  # s to connect, and to read on
-                response.raise_for_status()
-                content = b"".join(tqdm.tqdm(response.iter_content(1024), total=info.size // 1024 + 1, unit="kB"))
-                if hashlib.sha256(content).hexdigest() != info.checksum:
-                    raise OSError(f"what came from {url} is not MNIST's file")
-                write_whole(manual_dir / info.filename, lambda part: part.write_bytes(content))
+    """Fetches what is missing of MNIST's four files; returns whether MNIST can be read now."""
+    if N_STEPS * N_INPUT != 784:
+        sys.exit(f"N_STEPS = {N_STEPS} times N_INPUT = {N_INPUT} must be MNIST's 784 pixels.")
+    mnist_dir, folder = mnist_dirs()
+    files = {} if mnist_dir.exists() else tfds.builder_cls("mnist").url_infos
+    names = ", ".join(info.filename for info in files.values())
+    notice = (f"MNIST is not in {mnist_dir.parents[1]} and can't be fetched. To get it, put "
+              f"{names} into {folder} and run again. A SOCKS proxy needs pip install pysocks, a "
+              "network's own certificate REQUESTS_CA_BUNDLE.")
+    with on_failure(notice, say if OFFLINE_SAMPLE else sys.exit, OSError):
+        for url, info in files.items():
+            path = folder / info.filename
+            if by_hand := path.exists():
+                content = path.read_bytes()
+            else:
+                say(f"Fetching {url} to {folder}.")
+                reply = requests.get(url, stream=True, timeout=(3, 12))  # s to connect, to read on
+                reply.raise_for_status()
+                size = info.size // 1024 + 1
+                content = b"".join(tqdm.tqdm(reply.iter_content(1024), total=size, unit="kB"))
+            if hashlib.sha256(content).hexdigest() != info.checksum:
+                raise (SystemExit if by_hand else OSError)(
+                    f"{path if by_hand else url} is not MNIST's file, by its checksum.")
+            if not by_hand:
+                write_whole(path, lambda part: part.write_bytes(content))
         return True
 
 
-def watch(seen, loss, curves):
-    """Ends the program where training has diverged; adds a point to each of TensorBoard's curves, {name: value}."""
-    if not np.isfinite(loss):
-        sys.exit(f"The loss is {loss} at Iter {seen}: LEARNING_RATE = {LEARNING_RATE} is probably too high. Not saved.")
-    if LOG_DIR is not None:
-        with on_failure(f"The curves can't be written to {LOG_DIR}.", tf.errors.OpError, stop=False):
-            for name, value in curves.items():
-                tf.summary.scalar(name, value, seen)
-            tf.summary.flush()
-
-
-def save(model):
-    """Saves the model to MODEL_PATH or else to the folder for temporary files; returns whether to the former."""
-    wanted = pathlib.Path(os.path.realpath(os.path.expanduser(MODEL_PATH)))
-    for path in (wanted, pathlib.Path(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}.keras")):
-        with on_failure(f"The model can't be saved to {path}.", stop=False):
-            write_whole(path, model.save)
-            attempt([], print, f"The model is saved to {path}.", file=sys.stderr)
-            return path == wanted
+def read_uci_digits():
+    """Returns 1,541 and 256 UCI digits (Alpaydin, Kaynak, 1998) as `read_mnist` does MNIST."""
+    path = pathlib.Path(globals().get("__file__", "notebook")).with_name("uci_digits.npz")
+    path = path.absolute()
+    with (on_failure(f"The UCI digits can't be read from {path} either: put them there."),
+          np.load(path) as digits):
+        images, labels = digits["images"], digits["labels"]  # [1797, 8, 8], [1797]
+    images = tf.round(tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16))
+    images = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)]).astype(np.uint8)  # as in MNIST
+    order = np.random.RandomState(0).permutation(len(images))  # the same for every NumPy
+    return [(images[part], labels[part]) for part in (order[256:], order[:256])]
 
 
 if __name__ == "__main__":
+    if not hasattr(sys, "ps1"):  # in a notebook neither arguments nor Ctrl-C are the script's
+        if sys.argv[1:]:
+            sys.exit("The settings are the constants at the top of rnn_mnist.py: see README.md.")
+        sys.excepthook = lambda kind, *rest: (  # Ctrl-C needs no traceback
+            kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest))
     try:
-        if status := main():  # a good run ends without SystemExit, which would stop a notebook's "run all"
-            sys.exit(status)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except ModuleNotFoundError as error:  # TFDS needs one to prepare a data set, but does not require it
+        if main():  # a good run ends without SystemExit, which would stop a notebook's "run all"
+            sys.exit(1)
+    except ModuleNotFoundError as error:  # TFDS needs one to prepare data, but does not require it
         sys.exit(f"{error}: install it by {sys.executable} -m pip install {error.name}")
     except (MemoryError, tf.errors.ResourceExhaustedError):
-        sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there is: lower them.")
+        sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there "
+                 "is: lower them.")
     except OSError as error:
-        sys.exit(1 if isinstance(error, BrokenPipeError) else f"A file can't be read or written: {error}.")
+        sys.exit(1 if isinstance(error, BrokenPipeError)
+                 else f"A file can't be read or written: {error}.")
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
-            attempt(errors := [], stream.flush)
-            if errors:  # else Python would try again as it ends, complain, and return 120
+            try:
+                stream.flush()
+            except OSError:  # else Python would try again as it ends, complain, and return 120
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

@@ -1,9 +1,12 @@
 """Times this network: rnn_mnist.py, Keras and, where they are installed, PyTorch and JAX.
 
-Run by hand: `python tests/benchmark.py`, on MNIST as rnn_mnist.py finds it or else on the UCI digits: 25 minutes. Each
-contestant runs in a process of its own, in turn, for several rounds. Prints three tables, medians over the rounds:
-the training, 781 updates of 128 images and 78 evaluations of a minibatch, tracing included; a step, which is one update
-once the run is warm, at other sizes; and where the seconds of the whole script go.
+    python tests/benchmark.py > speed_tables.md
+
+Run by hand, on a machine that does nothing else, on MNIST as rnn_mnist.py finds it or else on the
+UCI digits: half an hour. Each contestant runs in a process of its own, in turn, for several rounds.
+Prints the tables of docs/speed.md as they stand there; every figure is the median of the rounds,
+and a ratio that of the ratios within a round. A training is 781 updates of 128 images with 78
+evaluations of a minibatch, tracing included; a step is one update of a run that is warm.
 """
 
 import importlib.util
@@ -11,7 +14,6 @@ import json
 import os
 import pathlib
 import platform
-import re
 import statistics
 import subprocess
 import sys
@@ -28,18 +30,18 @@ WARM = 100  # updates of the training that do not count as steps
 SIZES = [  # images in a minibatch, timesteps, pixels at a timestep, LSTM units
     (128, 28, 28, 128), (1, 28, 28, 128), (32, 28, 28, 128), (64, 28, 28, 128), (512, 28, 28, 128),
     (128, 28, 28, 32), (128, 28, 28, 512), (128, 28, 28, 1024),
-    (128, 14, 56, 128), (128, 56, 14, 128), (128, 112, 7, 128), (128, 784, 1, 128), (1, 112, 7, 128)]
+    (128, 14, 56, 128), (128, 56, 14, 128), (128, 112, 7, 128), (128, 784, 1, 128),
+    (1, 112, 7, 128)]
+NETWORKS = {  # what stands in the LSTM's place in a changed network
+    "a second LSTM": lambda layers: [layers.LSTM(128, return_sequences=True), layers.LSTM(128)],
+    "GRU": lambda layers: [layers.GRU(128)],
+    "both directions": lambda layers: [layers.Bidirectional(layers.LSTM(128))],
+    "SimpleRNN": lambda layers: [layers.SimpleRNN(128)],
+}
 SECONDS = 1  # for the steps of a size
-PARTS = [  # of the whole script, each with the line before which it ends, and when
-    ("starting Python, importing TensorFlow, Keras and TFDS", "# data", True),
-    ("reading the data", "check_settings(len(", True),
-    ("building the model, tracing, up to the first log line", "step += 1", "step == DISPLAY_STEP"),
-    ("the rest of the training", "seconds, seen = ", True),
-    ("testing on all test images, saving", "for line in lines:", True),
-]
 
 
-# contestants: each returns, for a size, an update of its weights by a minibatch and the loss of a minibatch
+# contestants: each returns, for a size, an update by a minibatch and the loss of a minibatch
 
 
 def this_project(batch_size, timesteps, pixels, units):
@@ -49,18 +51,20 @@ def this_project(batch_size, timesteps, pixels, units):
     rnn_mnist.BATCH_SIZE, rnn_mnist.N_STEPS, rnn_mnist.N_INPUT = batch_size, timesteps, pixels
     rnn_mnist.N_HIDDEN = units
     rnn_mnist.use_every_core()
-    model = rnn_mnist.build_model()
-    update, predict = tf.function(rnn_mnist.train_step), tf.function(rnn_mnist.logits_of)
+    model = rnn_mnist.check_model(rnn_mnist.build_model())
+    update = tf.function(rnn_mnist.train_step, autograph=False)
+    evaluate = tf.function(rnn_mnist.evaluate, autograph=False)
     return (lambda images, labels: update(model, images, labels),
-            lambda images, labels: rnn_mnist.loss_and_accuracy(predict(model, images), labels)[0])
+            lambda images, labels: evaluate(model, images, labels)[0])
 
 
 def keras_model(timesteps, pixels, units):
-    """The same layers as Keras has them, initial weights included; returns the model, its loss and its optimizer."""
+    """Returns the same layers with Keras's own initial weights, their loss and optimizer."""
     import keras
 
     model = keras.Sequential([
-        keras.Input([timesteps, pixels]), keras.layers.Dense(units), keras.layers.LSTM(units), keras.layers.Dense(10)])
+        keras.Input([timesteps, pixels]), keras.layers.Dense(units), keras.layers.LSTM(units),
+        keras.layers.Dense(10)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return model, loss, keras.optimizers.Adam(epsilon=1e-8)
 
@@ -72,7 +76,7 @@ def keras_layers(batch_size, timesteps, pixels, units):
 
     @tf.function
     def evaluate(images, labels):
-        return loss_of(labels, model(tf.cast(images, tf.float32) / 255))
+        return loss_of(labels, model(images))
 
     @tf.function
     def update(images, labels):
@@ -100,7 +104,7 @@ def pytorch(batch_size, timesteps, pixels, units):
     adam = torch.optim.Adam(network.parameters(), lr=0.001)
 
     def loss_of(images, labels):
-        logits = network(torch.from_numpy(images).float() / 255)
+        logits = network(torch.from_numpy(images))
         return torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
 
     def update(images, labels):
@@ -121,13 +125,16 @@ def jax(batch_size, timesteps, pixels, units):
     def uniform(*shape):
         return jnp.asarray(generator.uniform(-1, 1, shape) / np.sqrt(shape[0]), jnp.float32)
 
-    weights = dict(w_hidden=uniform(pixels, units), b_hidden=jnp.zeros(units), kernel=uniform(units, 4 * units),
-                   recurrent_kernel=uniform(units, 4 * units), bias=jnp.zeros(4 * units),
-                   w_out=uniform(units, 10), b_out=jnp.zeros(10))
+    weights = dict(
+        w_hidden=uniform(pixels, units), b_hidden=jnp.zeros(units),
+        kernel=uniform(units, 4 * units), bias=jnp.zeros(4 * units),
+        recurrent_kernel=uniform(units, 4 * units),
+        w_out=uniform(units, 10), b_out=jnp.zeros(10))
 
     def loss_of(weights, images, labels):
-        rows = jnp.swapaxes(images, 0, 1).astype(jnp.float32) / 255
-        inputs = (rows @ weights["w_hidden"] + weights["b_hidden"]) @ weights["kernel"] + weights["bias"]
+        rows = jnp.swapaxes(images, 0, 1)
+        projection = rows @ weights["w_hidden"] + weights["b_hidden"]
+        inputs = projection @ weights["kernel"] + weights["bias"]
 
         def timestep(state, x):
             h, c = state
@@ -146,7 +153,8 @@ def jax(batch_size, timesteps, pixels, units):
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, gradients)
         v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradients)
         rate = 0.001 * jnp.sqrt(1 - 0.999 ** step) / (1 - 0.9 ** step)
-        return jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-8), weights, m, v), m, v, step + 1
+        weights = jax.tree.map(lambda w, m, v: w - rate * m / (jnp.sqrt(v) + 1e-8), weights, m, v)
+        return weights, m, v, step + 1
 
     zeros = jax.tree.map(jnp.zeros_like, weights)
     state = [weights, zeros, zeros, jnp.float32(1)]
@@ -162,18 +170,18 @@ def jax(batch_size, timesteps, pixels, units):
 
 
 def data():
-    """Returns training images, uint8 [n, 28, 28], and labels, int64 [n]."""
+    """Returns training images, float32 [n, 28, 28] from 0 to 1, and labels, int64 [n]."""
     import rnn_mnist
 
     return rnn_mnist.load_data()[0]
 
 
 def training(contestant):
-    """Returns the seconds of the whole training and the median of a step's, and the last loss evaluated."""
+    """Returns the seconds of the training, the median of its steps', and the last loss."""
     import rnn_mnist
 
     if contestant is this_project:
-        rnn_mnist.use_every_core()  # as main() does, before TensorFlow reads the data and its threads are made
+        rnn_mnist.use_every_core()  # before TensorFlow reads the data and makes its threads
     images, labels = data()
     start = time.perf_counter()
     update, evaluate = contestant(*SIZES[0])
@@ -186,48 +194,45 @@ def training(contestant):
         seconds.append(time.perf_counter() - batch_start)
         if step % DISPLAY_STEP == 0:
             loss = float(evaluate(*batch))
-    return {"training": time.perf_counter() - start, "step": statistics.median(seconds[WARM:]), "loss": loss}
+    return {"training": time.perf_counter() - start, "loss": loss,
+            "step": statistics.median(seconds[WARM:])}
 
 
 def fit_training():
-    """The same by Keras's fit, which makes the minibatches itself: others of the same size are evaluated."""
+    """The same by Keras's fit, which makes the minibatches itself, and evaluates no others."""
     import keras
-    import numpy as np
     import tensorflow as tf
 
     images, labels = data()
-    images = images / np.float32(255)
     start = time.perf_counter()
     model, loss, adam = keras_model(*SIZES[0][1:])
     model.compile(adam, loss, metrics=["accuracy"])
     evaluate = tf.function(lambda images, labels: loss(labels, model(images)))
-    seconds, losses = [], []
+    clock, losses = step_clock(keras), []
 
-    class Clock(keras.callbacks.Callback):
-        def on_train_batch_begin(self, batch, logs=None):
-            self.batch_start = time.perf_counter()
+    def on_train_batch_end(batch, logs):
+        if len(clock.seconds) % DISPLAY_STEP == 0:
+            first = len(clock.seconds) * 128 % (len(images) - 128)
+            losses.append(evaluate(images[first:first + 128], labels[first:first + 128]))
+        model.stop_training = len(clock.seconds) == UPDATES
 
-        def on_train_batch_end(self, batch, logs=None):
-            seconds.append(time.perf_counter() - self.batch_start)
-            if len(seconds) % DISPLAY_STEP == 0:
-                first = len(seconds) * 128 % (len(images) - 128)
-                losses.append(evaluate(images[first:first + 128], labels[first:first + 128]))
-            model.stop_training = len(seconds) == UPDATES
-
-    model.fit(images, labels, batch_size=128, epochs=UPDATES, verbose=0, callbacks=[Clock()])
-    return {"training": time.perf_counter() - start, "step": statistics.median(seconds[WARM:]),
-            "loss": float(losses[-1])}
+    log = keras.callbacks.LambdaCallback(on_train_batch_end=on_train_batch_end)
+    model.fit(images, labels, batch_size=128, epochs=UPDATES, verbose=0, callbacks=[clock, log])
+    return {"training": time.perf_counter() - start, "loss": float(losses[-1]),
+            "step": statistics.median(clock.seconds[WARM:])}
 
 
 def floor():
-    """Times the step's matrix products alone, at the rate tf.matmul reaches on large matrices with all cores.
+    """Times the step's matrix products alone, at the rate of tf.matmul on large matrices.
 
-    A product takes 2 floating-point operations for each weight, image and timestep. There are three for each kernel,
-    one forward and two backward, but two for the projection, whose input needs no gradient.
+    A product takes 2 floating-point operations for each weight, image and timestep. There are three
+    for each kernel, one forward and two backward, but two for the projection, whose input needs no
+    gradient.
     """
     import tensorflow as tf
 
-    operations = 128 * 28 * 2 * (2 * 28 * 128 + 3 * 128 * 512 + 3 * 128 * 512) + 128 * 2 * 3 * 128 * 10
+    at_each_timestep = 2 * 28 * 128 + 3 * 128 * 512 + 3 * 128 * 512
+    operations = 128 * 2 * (28 * at_each_timestep + 3 * 128 * 10)
     size = 2048
     matrix = tf.random.normal([size, size])
     product = tf.function(lambda: tf.matmul(matrix, matrix))
@@ -241,12 +246,12 @@ def floor():
 
 
 def step(contestant, size):
-    """Returns the median seconds of a step on random images; `size` is the number of one of SIZES."""
+    """Returns the median seconds of a step on random images of SIZES[size]."""
     import numpy as np
 
     batch_size, timesteps, pixels, units = SIZES[int(size)]
     generator = np.random.default_rng(0)
-    images = generator.integers(0, 256, [batch_size, timesteps, pixels], np.uint8)
+    images = generator.random([batch_size, timesteps, pixels], np.float32)
     labels = generator.integers(0, 10, batch_size)
     update, _ = contestant(batch_size, timesteps, pixels, units)
     for _ in range(3):
@@ -259,24 +264,89 @@ def step(contestant, size):
     return statistics.median(seconds)
 
 
+def changed_network(contestant, network):
+    """Returns the median seconds of a step of a changed network, by this script or Keras's fit."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    import rnn_mnist
+
+    if contestant == "script":
+        rnn_mnist.use_every_core()
+    model = keras.Sequential([keras.Input([28, 28]), keras.layers.Dense(128),
+                              *NETWORKS[network](keras.layers), keras.layers.Dense(10, "softmax")])
+    model.compile(keras.optimizers.Adam(0.001, epsilon=1e-8), metrics=["accuracy"],
+                  loss="sparse_categorical_crossentropy")
+    generator = np.random.default_rng(0)
+    images = generator.random([100 * 128, 28, 28], np.float32)
+    labels = generator.integers(0, 10, len(images))
+    if contestant == "fit":
+        clock = step_clock(keras)
+        model.fit(images, labels, batch_size=128, verbose=0, callbacks=[clock])
+        return statistics.median(clock.seconds[20:])
+    update = tf.function(rnn_mnist.train_step, autograph=False)
+    rnn_mnist.check_model(model)
+    seconds = []
+    for first in range(0, len(images), 128):
+        start = time.perf_counter()
+        update(model, images[first:first + 128], labels[first:first + 128])
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[20:])
+
+
+def step_clock(keras):
+    """Returns a callback for fit that keeps the seconds of each step in its list `seconds`."""
+    class Clock(keras.callbacks.Callback):
+        def __init__(self):
+            super().__init__()
+            self.seconds = []
+
+        def on_train_batch_begin(self, batch, logs=None):
+            self.batch_start = time.perf_counter()
+
+        def on_train_batch_end(self, batch, logs=None):
+            self.seconds.append(time.perf_counter() - self.batch_start)
+
+    return Clock()
+
+
 def whole_script():
-    """Returns the seconds of each part of `python rnn_mnist.py`, by the clock in a copy of it and around it."""
-    source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
-    for part, line, when in PARTS:
-        clock = f"if {when}: print('END OF {part}:', time.monotonic(), file=sys.stderr)"
-        source, found = re.subn(rf"^( *)(?={re.escape(line)})", rf"\1{clock}\n\1", source, flags=re.MULTILINE)
-        assert found == 1, line
-    with tempfile.TemporaryDirectory() as folder:
-        pathlib.Path(folder, "rnn_mnist.py").write_text(source, encoding="utf-8")
-        pathlib.Path(folder, "uci_digits.npz").write_bytes((ROOT / "uci_digits.npz").read_bytes())
-        start = time.monotonic()
-        messages = subprocess.run([sys.executable, "rnn_mnist.py"], cwd=folder, text=True, check=True,
-                                  stdout=subprocess.DEVNULL, stderr=subprocess.PIPE).stderr
-        end = time.monotonic()
-    times = [("start", start), *((part, float(at)) for part, at in re.findall(r"^END OF (.*): (\S+)$", messages, re.M)),
-             ("ending Python", end)]
-    parts = {part: at - earlier for (_, earlier), (part, at) in zip(times, times[1:])}
+    """Returns the seconds of each part of a whole run, which add up to those of the command."""
+    start = time.monotonic()
+    output = subprocess.run([sys.executable, __file__, "timed_run"], text=True, check=True,
+                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
+    end = time.monotonic()
+    ends = [("", start), *json.loads(output.splitlines()[-1]), ("ending Python", end)]
+    parts = {part: at - before for (_, before), (part, at) in zip(ends, ends[1:])}
     return {**parts, "the whole command": end - start}
+
+
+def timed_run():
+    """Runs rnn_mnist.main(); returns when each part of it ended, by time.monotonic."""
+    import rnn_mnist
+
+    ends = [("starting Python, importing TensorFlow, Keras and TFDS", time.monotonic())]
+
+    def mark(function, part, before=False):
+        """Notes the end of `part` the first time that `function` ends or, `before`, begins."""
+        def marked(*arguments):
+            if before and part not in dict(ends):
+                ends.append((part, time.monotonic()))
+            result = function(*arguments)
+            if part not in dict(ends):
+                ends.append((part, time.monotonic()))
+            return result
+        return marked
+
+    folder = tempfile.TemporaryDirectory()
+    rnn_mnist.MODEL_PATH = os.path.join(folder.name, "rnn_mnist.keras")
+    rnn_mnist.load_data = mark(rnn_mnist.load_data, "reading the data")
+    rnn_mnist.draw = mark(rnn_mnist.draw, "building the model, tracing, up to the first log line")
+    save = mark(rnn_mnist.save, "saving")
+    rnn_mnist.save = mark(save, "the rest of the training", before=True)
+    rnn_mnist.test = mark(rnn_mnist.test, "testing on all test images")
+    rnn_mnist.main()
+    return ends
 
 
 # tables
@@ -284,48 +354,71 @@ def whole_script():
 
 def main():
     contestants = ["this_project", "keras_layers"] + [
-        name for name, package in [("pytorch", "torch"), ("jax", "jax")] if importlib.util.find_spec(package)]
-    trainings = [f"training {name}" for name in contestants if name != "keras_layers"]
-    results = {job: [] for job in [
-        *trainings, "fit_training", "floor", "whole_script",
-        *(f"step {name} {number}" for number in range(len(SIZES)) for name in contestants)]}
+        name for name, package in [("pytorch", "torch"), ("jax", "jax")]
+        if importlib.util.find_spec(package)]
+    trainings = ["training " + name for name in contestants if name != "keras_layers"]
+    jobs = [*(job.split() for job in trainings), ["fit_training"], ["floor"], ["whole_script"],
+            *(["step", name, str(number)] for number in range(len(SIZES)) for name in contestants),
+            *(["changed_network", name, network] for network in NETWORKS
+              for name in ("script", "fit"))]
+    results = {" ".join(job): [] for job in jobs}
     for _ in range(ROUNDS):
-        for job, rounds in results.items():
-            process = subprocess.run([sys.executable, __file__, *job.split()], stdout=subprocess.PIPE, check=True)
-            rounds.append(json.loads(process.stdout))
-            print(job, rounds[-1], file=sys.stderr)
-            assert "training" not in job or rounds[-1]["loss"] < 0.3, f"{job} has not learned"
-    print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; "
-          f"median of {ROUNDS} rounds (least to most)\n")
-    print("| | training, s | a step, ms | training, this / that | a step, this / that |\n|---|---|---|---|---|")
+        for job in jobs:
+            process = subprocess.run([sys.executable, __file__, *job], stdout=subprocess.PIPE,
+                                     check=True)
+            result = json.loads(process.stdout.splitlines()[-1])
+            results[" ".join(job)].append(result)
+            print(*job, result, file=sys.stderr)
+            assert "training" not in job[0] or result["loss"] < 0.3, f"{job} has not learned"
+    print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; medians of "
+          f"{ROUNDS} rounds, least to most in brackets.\n")
+    print("| | training, s | a step, ms | training, ratio | a step, ratio |\n|---|---|---|---|---|")
     this = results["training this_project"]
     for job in [*trainings, "fit_training", "floor"]:
         cells = [job]
         for key, scale in [("training", 1), ("step", 1000)]:
-            cells.append(spread([scale * result[key] for result in results[job] if key in result], 1))
+            cells.append(spread([scale * each[key] for each in results[job] if key in each], 1))
         for key in ("training", "step"):
-            pairs = zip(this, results[job])
-            cells.append(spread([ours[key] / theirs[key] for ours, theirs in pairs if key in theirs], 2))
+            cells.append(spread([ours[key] / theirs[key] for ours, theirs in
+                                 zip(this, results[job]) if key in theirs], 2))
         print("| " + " | ".join(cells) + " |")
-    print("\n| images, timesteps, pixels, units | " + " | ".join(f"{name}, ms" for name in contestants) + " | "
+    print("\n| images, timesteps, pixels, units | "
+          + " | ".join(f"{name}, ms" for name in contestants) + " | "
           + " | ".join(f"this / {name}" for name in contestants[1:]) + " |")
     print("|---" * 2 * len(contestants) + "|")
     for number, size in enumerate(SIZES):
-        milliseconds = {name: [1000 * seconds for seconds in results[f"step {name} {number}"]] for name in contestants}
-        ours, *others = milliseconds.values()
-        ratios = [statistics.median(our / their for our, their in zip(ours, theirs)) for theirs in others]
-        print("| " + " | ".join([", ".join(map(str, size)),
-                                 *(f"{statistics.median(each):.3g}" for each in milliseconds.values()),
-                                 *(f"{ratio:.2f}" for ratio in ratios)]) + " |")
+        print(row(", ".join(map(str, size)), [results[f"step {name} {number}"]
+                                              for name in contestants]))
+    print("\n| changed network | this script, ms | Keras's fit, ms | this / fit |")
+    print("|---|---|---|---|")
+    for network in NETWORKS:
+        print(row(network, [results[f"changed_network {name} {network}"]
+                            for name in ("script", "fit")]))
     print("\n| part of `python rnn_mnist.py` | s |\n|---|---|")
     for part in results["whole_script"][0]:
         print(f"| {part} | {spread([rounds[part] for rounds in results['whole_script']], 1)} |")
 
 
+def row(name, seconds):
+    """Returns a line of a table: medians of each contestant's rounds in ms, ratios to the first."""
+    medians = [f"{1000 * statistics.median(rounds):.3g}" for rounds in seconds]
+    ratios = [f"{statistics.median(ours / their for ours, their in zip(seconds[0], theirs)):.2f}"
+              for theirs in seconds[1:]]
+    return "| " + " | ".join([name, *medians, *ratios]) + " |"
+
+
+def processor():
+    """Returns the processor's name where Linux tells it, else what Python knows."""
+    with open("/proc/cpuinfo") if os.path.exists("/proc/cpuinfo") else open(os.devnull) as info:
+        names = [line.partition(":")[2].strip() for line in info if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def spread(values, digits):
     if not values:
         return ""
-    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return (f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f} to "
+            f"{max(values):.{digits}f})")
 
 
 if __name__ == "__main__":

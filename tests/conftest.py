@@ -1,3 +1,22 @@
+"""What the tests share: settings, data, a mock of a GPU, and runs of the script as people run it.
+
+Most tests call functions of rnn_mnist, `main` included, in pytest's own process: `settings` gives
+them constants, an empty folder and no network. Where a process is what matters, its end or what
+it leaves in a terminal, a test runs a copy of the script:
+
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))  # a copy, its constants edited
+    status, out, err = run(path)  # to its end; or step by step:
+    process = start(path)
+    wait_for_pause(process)  # ... where `before_main` has put a pause, see pauses.py
+    process.send_signal(signal.SIGINT)
+    status, out, err = go_on(process)  # past all pauses to come; or end(process)
+
+`before_main` is code that the copy runs once its functions are there, just before `main` starts:
+it may replace any of them. No test waits for a time: they wait for what happens.
+"""
+
+import contextlib
+import importlib.util
 import os
 import pathlib
 import re
@@ -16,39 +35,98 @@ import rnn_mnist
 
 # an address where nothing listens stands for a network that is down
 NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
-QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # a run of seconds
-LONG = {**QUICK, "TRAINING_ITERS": 10**9}  # one that only ends when something ends it
-PATIENT = [("timeout=(3, 12)", "timeout=(3000, 12000)")]  # an edit of the script: the network may take its time
+QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # seconds
+LONG = {**QUICK, "TRAINING_ITERS": 10**9}  # a run that only ends when something ends it
 TIMEOUT = 600  # s until a test gives up what hangs, however slow the machine
+VERSION_DIR = pathlib.Path("mnist", "3.0.1")  # of MNIST in a data directory
+FILES_DIR = pathlib.Path("downloads", "mnist")  # of its four files
+
+# The script's own text that tests edit: everything else they change by replacing functions.
+TEXTS = {
+    'if __name__ == "__main__":\n': "conftest.py puts a test's code before it",
+    "# Speed, the second part": "test_short_way.py deletes from here",
+    "# Faults, the third part": "test_short_way.py deletes up to here",
+    "    use_every_core()\n": "test_short_way.py deletes it with the speed part",
+    "    if has_short_way(model):\n        return short_way(model, sequences)\n":
+        "test_short_way.py deletes it with the speed part",
+}
+
+posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits, permissions of POSIX")
+
+
+def prepared_mnist():
+    """Returns the data directory where TFDS has MNIST prepared for the user of the tests, if any.
+
+    Called as pytest starts, since tests change the environment.
+    """
+    data_dir = os.getenv("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
+    return data_dir if pathlib.Path(data_dir, VERSION_DIR, "dataset_info.json").exists() else None
+
+
+MNIST_DIR = prepared_mnist()
 
 
 def pytest_configure(config):
-    for known in ["__array__ implementation doesn't accept",  # Keras's, at each array made of a variable
-                  ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13
-                  r"label\(\) is deprecated. Use is_required"]:  # TFDS's, on Python 3.10
-        config.addinivalue_line("filterwarnings", f"ignore:{known}:DeprecationWarning")  # any other one is shown
+    config.addinivalue_line("markers", "slow: left out by -m 'not slow', which takes a minute")
+    for known in [
+            "__array__ implementation doesn't accept",  # Keras's, of each array made of a variable
+            ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13
+            r"label\(\) is deprecated. Use is_required"]:  # TFDS's, on Python 3.10
+        config.addinivalue_line("filterwarnings", f"ignore:{known}:DeprecationWarning")
+
+
+# settings and data
+
+
+@pytest.fixture
+def settings(monkeypatch, tmp_path):
+    """Sets constants, or functions, of rnn_mnist for one test, in a new folder without network."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing here"))
+    for name, value in NO_NETWORK.items():
+        monkeypatch.setenv(name, value)
+
+    def change(**constants):
+        for name, value in constants.items():
+            monkeypatch.setattr(rnn_mnist, name, value)
+
+    yield change
+    tf.config.run_functions_eagerly(False)  # which a model may have asked for
+
+
+@pytest.fixture
+def refusal(capsys):
+    """Returns the message with which a function ends the program, unsaved and untested."""
+    def of(function=None):
+        with pytest.raises(SystemExit) as exit:
+            (function or rnn_mnist.main)()
+        message = exit.value.code
+        assert isinstance(message, str)  # which Python prints to standard error, with status 1
+        assert capsys.readouterr().out == ""
+        return message
+
+    return of
 
 
 @pytest.fixture(scope="session")
 def small_data_dir(tmp_path_factory):
-    """A data directory where TFDS has prepared the small MNIST from its four files. Tests copy it to change it."""
+    """A data directory with the small MNIST, prepared by TFDS. Tests copy it to change it."""
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     write_files(data_dir)
     undo = small_mnist.adapt_tfds()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(rnn_mnist, "DATA_DIR", str(data_dir))
-    rnn_mnist.read_mnist()
-    patch.undo()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rnn_mnist, "DATA_DIR", str(data_dir))
+        rnn_mnist.read_mnist()
     undo()
     return data_dir
 
 
-def write_files(data_dir):
-    manual_dir = data_dir / "downloads" / "manual"
-    manual_dir.mkdir(parents=True)
+def write_files(data_dir, folder=FILES_DIR):
+    """Puts the small MNIST's four files into a data directory, as by hand; returns the folder."""
+    (data_dir / folder).mkdir(parents=True)
     for name, content in small_mnist.files().items():
-        (manual_dir / name).write_bytes(content)
-    return manual_dir
+        (data_dir / folder / name).write_bytes(content)
+    return data_dir / folder
 
 
 @pytest.fixture
@@ -59,44 +137,95 @@ def small_files():
     undo()
 
 
+# devices and limits
+
+
 @pytest.fixture
-def settings(monkeypatch, tmp_path):
-    """Sets constants of rnn_mnist for one test; the working directory is a new one, and there is no network."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "nothing here"))
-    for name, value in NO_NETWORK.items():
-        monkeypatch.setenv(name, value)
-
-    def change(**constants):
-        for name, value in constants.items():
-            monkeypatch.setattr(rnn_mnist, name, value)
-
-    return change
+def gpu(monkeypatch):
+    """TensorFlow lists a GPU. A mock, since test machines have none: all computes on the CPU."""
+    monkeypatch.setattr(tf.config, "list_physical_devices",
+                        lambda kind=None: [kind] if kind == "GPU" else [])
 
 
-def script(folder, small=False, edits=(), pause_before=None, **constants):
-    """Copies rnn_mnist.py into `folder` and edits its constants as a user would; `small` adapts TFDS.
+@pytest.fixture
+def cpu(monkeypatch):
+    """Keeps a GPU, where there is one, from a test that speaks of a CPU."""
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
+    with tf.device("CPU"):
+        yield
 
-    `edits` are further pairs of an old and a new text. Before the line that starts with `pause_before`, the run pauses:
-    `wait_for_pause` and `go_on` give a signal, or another event, its moment.
-    """
+
+@contextlib.contextmanager
+def full_disk(size):
+    """Inside the block files can't grow beyond `size` bytes, which stands for a full disk."""
+    import resource
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+# copies of the script
+
+
+def edited(source, old, new):
+    """Returns the script's text with one of the TEXTS replaced."""
+    assert source.count(old) == 1, f"{old!r} is no longer in rnn_mnist.py, once: {TEXTS[old]}"
+    return source.replace(old, new)
+
+
+def script(folder, before_main="", **constants):
+    """Copies rnn_mnist.py into `folder`, with its sample; edits its constants as a user would."""
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
     for name, value in constants.items():
-        source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _: f"{name} = {value!r}  ", source, flags=re.MULTILINE)
-        assert changed == 1, name
-    if small:
-        edits = [*edits, ("import tensorflow_datasets as tfds\n", "import tensorflow_datasets as tfds, small_mnist; "
-                          f"small_mnist.adapt_tfds(pause={small == 'pause'})\n")]
-    for old, new in edits:
-        assert source.count(old) == 1, old
-        source = source.replace(old, new)
-    if pause_before:
-        source, changed = re.subn(rf"^( *)(?={re.escape(pause_before)})", rf"\1{small_mnist.PAUSE}\n\1", source,
-                                  flags=re.MULTILINE)
-        assert changed == 1, pause_before
+        source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _: f"{name} = {value!r}  ",
+                                  source, flags=re.MULTILINE)
+        assert changed == 1, f"the constant {name} is not in rnn_mnist.py, once"
+    main = 'if __name__ == "__main__":\n'
+    source = edited(source, main, f"{before_main}\n\n{main}")
+    folder.mkdir(exist_ok=True)
     (folder / "rnn_mnist.py").write_text(source, encoding="utf-8")
     (folder / "uci_digits.npz").write_bytes((ROOT / "uci_digits.npz").read_bytes())
     return folder / "rnn_mnist.py"
+
+
+def imported(path):
+    """Returns a copy of the script as a module of its own."""
+    spec = importlib.util.spec_from_file_location("copy_of_rnn_mnist", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def environment(**changes):
+    """The environment of a run: no network, and no GPU, on which a SEED promises no same log."""
+    hidden = ("PYTHONUNBUFFERED", "TFDS_DATA_DIR")  # which would hide what tests look for
+    usual = {name: value for name, value in os.environ.items() if name not in hidden}
+    ours = {"CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT / "tests")}
+    return {**usual, **NO_NETWORK, **ours, **changes}
+
+
+def usual_signals():
+    """For a new process: ignores no signal, though tests that run in the background may."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
+def start(path, env=None, command=(), **kwargs):
+    """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    if os.name == "posix":
+        kwargs.setdefault("preexec_fn", usual_signals)
+    return subprocess.Popen(command or [sys.executable, path.name], cwd=path.parent, text=True,
+                            env=env or environment(), **{**pipes, **kwargs})
+
+
+def run(path, env=None, **kwargs):
+    """Runs a copy to its end; returns its exit status, standard output and standard error."""
+    return end(start(path, env, **kwargs))
 
 
 def wait_for_pause(process):
@@ -106,47 +235,22 @@ def wait_for_pause(process):
 
 
 def go_on(process):
-    """Lets the run go on, past all pauses to come, to its end; returns its exit status, standard output and error."""
+    """Lets the run go on, past all pauses to come, to its end; returns what `run` does."""
     process.stdin.close()
     process.stdin = None
     return end(process)
 
 
 def end(process):
-    """Waits for the end of a run; returns its exit status, standard output and standard error."""
+    """Waits for a run's end; returns its exit status, standard output and standard error."""
     stdout, stderr = process.communicate(timeout=TIMEOUT)
     return process.returncode, stdout, stderr
 
 
-@pytest.fixture
-def cpu(monkeypatch):
-    """Keeps a GPU, where there is one, from a test that speaks of the CPU's way."""
-    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
-    with tf.device("CPU"):
-        yield
-
-
-def environment(**changes):
-    """The environment of a run: no network, and no GPU, on which a SEED need not give the same log every time."""
-    usual = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}  # which would hide much
-    return {**usual, **NO_NETWORK, "CUDA_VISIBLE_DEVICES": "-1", "PYTHONPATH": str(ROOT / "tests"), **changes}
-
-
-def usual_signals():
-    """For a new process: ignores no signal, though tests that run in the background may."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
-
-
-def start(path, env=None, **kwargs):
-    """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
-    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
-    if os.name == "posix":
-        kwargs.setdefault("preexec_fn", usual_signals)
-    return subprocess.Popen([sys.executable, path.name], cwd=path.parent, env=env or environment(), text=True,
-                            **{**pipes, **kwargs})
-
-
-def run(path, env=None, **kwargs):
-    """Runs a copy of the script to its end; returns its exit status, standard output and standard error."""
-    return end(start(path, env, **kwargs))
+@pytest.fixture(scope="session")
+def usual_log(tmp_path_factory, small_data_dir):
+    """Standard output of a QUICK run on the small MNIST, as a process of its own."""
+    folder = tmp_path_factory.mktemp("usual")
+    status, out, err = run(script(folder, **QUICK, DATA_DIR=str(small_data_dir)))
+    assert status == 0 and out.startswith("Iter 1000, "), err
+    return out

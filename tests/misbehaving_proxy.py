@@ -1,4 +1,4 @@
-"""A proxy on this machine that stands for storage.googleapis.com behind it, and misbehaves as it is told."""
+"""A proxy on this machine that stands for storage.googleapis.com, and misbehaves as it is told."""
 
 import contextlib
 import socketserver
@@ -15,9 +15,10 @@ HOST = "storage.googleapis.com"
 def misbehaving_proxy(behaviour, files, ca_file):
     """Runs the proxy inside the block; yields its URL and a list of the files that were asked for.
 
-    Writes `ca_file`, for $REQUESTS_CA_BUNDLE. Behaviours: "never answers", "refuses to connect", "shakes no hands",
-    "is no TLS server", "404", "403", "login page", "breaks off", "breaks off after one file", "stalls"; "is right"
-    serves `files`, {name: content}, and "is slow" too, the first in 14 s.
+    Writes `ca_file`, for $REQUESTS_CA_BUNDLE. Behaviours: "never answers", "refuses to connect",
+    "shakes no hands", "is no TLS server", "404", "403", "login page", "breaks off", "breaks off
+    after one file", "stalls"; "is right" serves `files`, {name: content}, and "is slow" too, the
+    first of them in 14 s.
     """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(ca_file))
@@ -54,16 +55,20 @@ def misbehaving_proxy(behaviour, files, ca_file):
             if behaviour in ("404", "403"):
                 stream.sendall(f"HTTP/1.1 {behaviour} No\r\nContent-Length: 0\r\n\r\n".encode())
                 return
-            content = b"<html>Please log in</html>" if behaviour == "login page" else files[name]
+            login = b"<html>Please log in</html>"
+            content = login if behaviour == "login page" else files[name]
             stream.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n\r\n".encode())
-            if behaviour == "breaks off" or behaviour == "breaks off after one file" and len(served) > 1:
-                stream.sendall(content[:len(content) // 2])
+            half = len(content) // 2
+            if (behaviour == "breaks off"
+                    or behaviour == "breaks off after one file" and len(served) > 1):
+                stream.sendall(content[:half])
             elif behaviour == "stalls":
-                stream.sendall(content[:len(content) // 2])
+                stream.sendall(content[:half])
                 closing.wait()
             elif behaviour == "is slow" and len(served) == 1:
                 for part in range(7):
-                    stream.sendall(content[part * len(content) // 7:(part + 1) * len(content) // 7])
+                    first, last = (n * len(content) // 7 for n in (part, part + 1))
+                    stream.sendall(content[first:last])
                     time.sleep(2)
             else:
                 stream.sendall(content)

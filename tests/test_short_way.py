@@ -1,0 +1,296 @@
+"""The speed part: the short way against Keras's layers, when it is taken, and what it costs."""
+
+import os
+import pathlib
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rnn_mnist
+from conftest import QUICK, ROOT, edited, imported, script
+
+
+def case(settings, n, n_steps, n_input, n_hidden):
+    """Returns a model whose weights are all random, and `n` random sequences with labels."""
+    settings(N_STEPS=n_steps, N_INPUT=n_input, N_HIDDEN=n_hidden)
+    keras.utils.set_random_seed(n * n_steps)
+    generator = np.random.default_rng(n * n_steps)
+    model = rnn_mnist.build_model()
+    model.set_weights([weight + 0.1 * generator.normal(size=weight.shape)
+                       for weight in model.get_weights()])
+    sequences = generator.random([n, n_steps, n_input], np.float32)
+    return model, sequences, generator.integers(0, 10, n)
+
+
+# what it computes
+
+
+def outputs_and_gradients(outputs_of, model, sequences, labels):
+    with tf.GradientTape() as tape:
+        outputs = outputs_of(model, sequences)
+        loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
+    return [outputs, *tape.gradient(loss, model.trainable_variables)]
+
+
+@pytest.mark.parametrize("n, n_steps, n_input, n_hidden, cores", [
+    (128, 28, 28, 128, 2),
+    (128, 28, 28, 128, 64),  # four shards of 32
+    (100, 28, 28, 32, 3),  # shards of 34, 33 and 33
+    (65, 14, 56, 16, 2),
+    (1, 28, 28, 16, 2),
+    (64, 56, 14, 8, 2),
+    (70, 112, 7, 8, 2),  # not unrolled
+])
+def test_outputs_and_gradients_are_the_layers(settings, cpu, n, n_steps, n_input, n_hidden, cores):
+    settings(CORES=cores)
+    model, sequences, labels = case(settings, n, n_steps, n_input, n_hidden)
+    short = outputs_and_gradients(rnn_mnist.short_way, model, sequences, labels)
+    layers = outputs_and_gradients(lambda model, x: model(x), model, sequences, labels)
+    assert len(short) == 8
+    for of_short_way, of_layers in zip(short, layers):
+        error = np.linalg.norm(of_short_way - of_layers)
+        assert error <= 1e-5 * np.linalg.norm(of_layers)  # float32's rounding through the sums
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3, 8, 64])
+@pytest.mark.parametrize("n", [1, 63, 64, 100, 128, 1000])
+def test_every_core_gets_an_even_share_of_at_least_32(settings, cpu, monkeypatch, n, cores):
+    settings(CORES=cores)
+    model, sequences, _ = case(settings, n, 1, 784, 1)
+    shards, last_output = [], rnn_mnist.last_output
+    monkeypatch.setattr(rnn_mnist, "last_output", lambda hidden, cell, rows: (
+        shards.append(len(rows)) or last_output(hidden, cell, rows)))
+    rnn_mnist.short_way(model, sequences)
+    assert sum(shards) == n and max(shards) - min(shards) <= 1
+    assert len(shards) == 1 if n < 64 else min(shards) >= 32
+    assert len(shards) <= cores and (len(shards) == cores or n // (len(shards) + 1) < 32)
+
+
+def test_784_timesteps_make_no_larger_a_graph_than_112(settings, cpu):
+    sizes = []
+    for n_steps in (112, 784):
+        model, *minibatch = case(settings, 4, n_steps, 784 // n_steps, 2)
+        update = tf.function(rnn_mnist.train_step, autograph=False)
+        function = update.get_concrete_function(model, *map(tf.constant, minibatch))
+        graph = function.graph.as_graph_def()
+        sizes.append(len(graph.node) + sum(len(each.node_def) for each in graph.library.function))
+    assert sizes[0] == sizes[1]
+
+
+# when it is taken
+
+
+@pytest.fixture
+def is_taken(monkeypatch):
+    """Returns whether outputs_of takes the short way with a model, in training and in testing."""
+    def is_taken(model):
+        taken, short_way = [], rnn_mnist.short_way
+        with monkeypatch.context() as patch:
+            patch.setattr(rnn_mnist, "short_way",
+                          lambda *arguments: taken.append(1) or short_way(*arguments))
+            for training in (True, False):
+                rnn_mnist.outputs_of(model, np.zeros([2, 3, 4], np.float32), training)
+        assert len(taken) in (0, 2)
+        assert rnn_mnist.has_short_way(model) == bool(taken)
+        return bool(taken)
+
+    return is_taken
+
+
+class Sub:
+    """Classes of one's own, which may do anything under the names of Keras's."""
+
+    class Model(keras.Sequential):
+        pass
+
+    class Dense(keras.layers.Dense):
+        pass
+
+    class LSTM(keras.layers.LSTM):
+        pass
+
+
+def network(hidden={}, lstm={}, out={}, Dense=keras.layers.Dense, LSTM=keras.layers.LSTM,
+            Model=keras.Sequential):
+    return Model([keras.Input([3, 4]), Dense(5, **hidden), LSTM(6, **lstm),
+                  keras.layers.Dense(7, **{"activation": "softmax", **out})])
+
+
+def test_a_cpu_takes_it_for_the_network_as_it_stands(settings, cpu, is_taken):
+    settings(N_STEPS=3, N_INPUT=4, N_HIDDEN=5)
+    model = rnn_mnist.build_model()
+    assert is_taken(model)
+    model.compile(keras.optimizers.SGD(), loss="mse", metrics=[])
+    assert is_taken(model)
+    model.layers[1].trainable = False
+    assert is_taken(model)
+    model.layers[1].name = "renamed"
+    assert is_taken(model)
+
+
+def test_how_weights_begin_does_not_matter(cpu, is_taken):
+    assert is_taken(network())
+    assert is_taken(network(dict(kernel_initializer="zeros"), dict(unit_forget_bias=False, seed=3),
+                            dict(bias_initializer="ones")))
+    assert is_taken(network(dict(activation=keras.activations.linear),
+                            dict(activation=keras.activations.tanh),
+                            dict(activation=keras.activations.softmax)))
+
+
+def test_a_gpu_takes_the_layers(settings, gpu, is_taken):
+    settings(N_STEPS=3, N_INPUT=4, N_HIDDEN=5)
+    assert not is_taken(rnn_mnist.build_model())
+
+
+def linear(x):
+    return 2 * x
+
+
+def tanh(x):
+    return 2 * tf.tanh(x)
+
+
+def sigmoid(x):
+    return 2 * tf.sigmoid(x)
+
+
+def softmax(x):
+    return 2 * tf.nn.softmax(x)
+
+
+L2 = keras.regularizers.L2(0.1)
+OPTIONS = {  # another value for each option that changes what a layer computes
+    "hidden": dict(
+        activation=["relu", linear], use_bias=[False], kernel_regularizer=[L2],
+        bias_regularizer=[L2], activity_regularizer=[L2], kernel_constraint=["max_norm"],
+        bias_constraint=["unit_norm"], lora_rank=[2], dtype=["float64", "mixed_float16"]),
+    "lstm": dict(
+        activation=["relu", tanh], recurrent_activation=["hard_sigmoid", sigmoid],
+        use_bias=[False], kernel_regularizer=[L2], recurrent_regularizer=[L2],
+        bias_regularizer=[L2], activity_regularizer=[L2], kernel_constraint=["max_norm"],
+        recurrent_constraint=["max_norm"], bias_constraint=["max_norm"], dropout=[0.5],
+        recurrent_dropout=[0.5], go_backwards=[True], unroll=[True], dtype=["float64"]),
+    "out": dict(
+        activation=["sigmoid", "linear", "log_softmax", softmax], use_bias=[False],
+        kernel_regularizer=[L2], activity_regularizer=[L2], kernel_constraint=["max_norm"],
+        dtype=["float64"]),
+}
+
+
+@pytest.mark.parametrize("layer, option, value", [
+    pytest.param(layer, option, value, id=f"{layer}, {option}, {getattr(value, '__name__', value)}")
+    for layer, options in OPTIONS.items() for option, values in options.items()
+    for value in values])
+def test_any_option_that_changes_a_layer_takes_the_layers(cpu, is_taken, layer, option, value):
+    assert not is_taken(network(**{layer: {option: value}}))
+
+
+@pytest.mark.parametrize("option", ["return_sequences", "return_state", "stateful"])
+def test_other_outputs_of_the_lstm_take_the_layers(cpu, option):
+    model = keras.Sequential([  # not built, since such a model can't be, or needs a batch size
+        keras.layers.Dense(5), keras.layers.LSTM(6, **{option: True}),
+        keras.layers.Dense(7, "softmax")])
+    assert not rnn_mnist.has_short_way(model)
+
+
+def test_an_option_that_is_set_later_takes_the_layers(cpu, is_taken):
+    model = network()
+    model.layers[0].activation = keras.activations.relu
+    assert not is_taken(model)
+    model = network()
+    model.layers[1].cell.activation = keras.activations.relu
+    assert not is_taken(model)
+    model = network()
+    model.layers[0].enable_lora(2)
+    assert not is_taken(model)
+
+
+@pytest.mark.parametrize("classes", [
+    {"Dense": Sub.Dense}, {"LSTM": Sub.LSTM}, {"Model": Sub.Model},
+    {"LSTM": keras.layers.GRU}], ids=["Dense", "LSTM", "Sequential", "GRU"])
+def test_any_other_class_takes_the_layers(cpu, is_taken, classes):
+    assert not is_taken(network(**classes))
+
+
+def test_any_other_arrangement_takes_the_layers(cpu, is_taken):
+    hidden, lstm, out = network().layers
+    inputs = keras.Input([3, 4])
+    assert not is_taken(keras.Model(inputs, out(lstm(hidden(inputs)))))
+    for layers in [[lstm, out], [hidden, lstm], [hidden, lstm, out, keras.layers.Dropout(0.0)],
+                   [keras.layers.Masking(), hidden, lstm, out]]:
+        copies = [type(layer).from_config(layer.get_config()) for layer in layers]
+        assert not is_taken(keras.Sequential([keras.Input([3, 4]), *copies]))
+
+
+# threads and cores
+
+
+@pytest.fixture
+def on_64_cores(tmp_path, monkeypatch):
+    """Loads a copy of the script on a host that shows 64 cores: a mock, with none at hand."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(64), raising=False)
+    return lambda **constants: imported(script(tmp_path, **constants))
+
+
+@pytest.mark.parametrize("batch_size, threads", [(128, 4), (32, 2), (1, 2), (4096, 64)])
+def test_no_more_threads_than_shards_but_two(on_64_cores, cpu, monkeypatch, batch_size, threads):
+    intra_op, inter_op = [], []  # mocks, since TensorFlow takes them but once
+    threading = tf.config.threading
+    monkeypatch.setattr(threading, "set_intra_op_parallelism_threads", intra_op.append)
+    monkeypatch.setattr(threading, "set_inter_op_parallelism_threads", inter_op.append)
+    module = on_64_cores(BATCH_SIZE=batch_size)
+    module.CORES = 64
+    module.use_every_core()
+    assert intra_op == [1] and inter_op == [threads]
+
+
+def test_a_gpu_has_tensorflows_own_threads(gpu, monkeypatch):
+    monkeypatch.delattr(tf.config, "threading")
+    rnn_mnist.use_every_core()
+
+
+@pytest.mark.parametrize("limit, cores", [
+    ("200000 100000\n", 2), ("150000 100000\n", 2), ("50000 100000\n", 1), ("max 100000\n", 64),
+    ("", 64), (None, 64)])
+def test_a_containers_quota_is_respected(on_64_cores, monkeypatch, limit, cores):
+    read_text = pathlib.Path.read_text
+
+    def read(path, *arguments, **more):  # stands for the file that Linux shows in a container
+        if path != pathlib.Path("/sys/fs/cgroup/cpu.max"):
+            return read_text(path, *arguments, **more)
+        if limit is None:
+            raise FileNotFoundError
+        return limit
+
+    monkeypatch.setattr(pathlib.Path, "read_text", read)
+    assert on_64_cores().CORES == cores
+
+
+# it can be deleted
+
+
+def test_without_the_speed_part_the_script_trains_the_same(settings, monkeypatch, cpu, tmp_path,
+                                                           small_data_dir, capsys):
+    """Deletes it from a copy with the lines that call it, as the script says one may."""
+    source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
+    for call in ("    use_every_core()\n",
+                 "    if has_short_way(model):\n        return short_way(model, sequences)\n"):
+        source = edited(source, call, "")
+    begin, end = "# Speed, the second part", "# Faults, the third part"
+    source = edited(edited(source, begin, begin), end, end)  # which says if they are gone
+    source = source[:source.index(begin)] + source[source.index(end):]
+    (tmp_path / "short.py").write_text(source, encoding="utf-8")
+    logs = []
+    for module in (imported(tmp_path / "short.py"), rnn_mnist):
+        for name, value in dict(QUICK, DATA_DIR=str(small_data_dir), MODEL_PATH=None,
+                                DISPLAY_STEP=1).items():
+            monkeypatch.setattr(module, name, value)
+        assert module.main() == 0
+        logs.append(capsys.readouterr().out.splitlines())
+    without, usual = logs
+    assert len(without) == len(usual) == 29 + 3
+    for ours, theirs in zip(usual[:29], without):
+        loss, other = (float(line.split()[4].rstrip(",")) for line in (ours, theirs))
+        assert loss == pytest.approx(other, abs=1e-5)  # losses near 2, in float32

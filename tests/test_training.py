@@ -1,0 +1,291 @@
+"""Training and its log: loop, minibatches, seeds, testing, curves, divergence, whole runs."""
+
+import os
+import re
+import shutil
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rnn_mnist
+from conftest import MNIST_DIR, QUICK, environment, run, script
+
+LOG_LINE = re.compile(r"Iter (\d+), Minibatch Loss= (\d+\.\d{6}), Training Accuracy= (\d\.\d{5})")
+
+
+def train(model, sequences, labels):
+    with rnn_mnist.hold_signals() as training:
+        rnn_mnist.train(model, sequences, labels, training)
+    return training
+
+
+# the loop and its log
+
+
+@pytest.mark.parametrize("iters, batch_size, display_step, shown, seen", [
+    (100000, 128, 10, [*range(1280, 99841, 1280)], 99968),  # the original: 781 updates, 78 lines
+    (1280, 128, 10, [], 1152),  # strictly below
+    (1281, 128, 10, [1280], 1280),
+    (101, 100, 1, [100], 100),
+    (301, 100, 2, [200], 300),
+])
+def test_loop_counts_as_the_original(settings, capsys, iters, batch_size, display_step, shown,
+                                     seen):
+    settings(TRAINING_ITERS=iters, BATCH_SIZE=batch_size, DISPLAY_STEP=display_step, N_STEPS=1,
+             N_INPUT=1, N_HIDDEN=1)
+    model = rnn_mnist.build_model()
+    training = train(model, np.zeros([200, 1, 1], np.float32), np.zeros(200, np.int64))
+    assert training.seen == model.optimizer.iterations * batch_size == seen
+    lines = capsys.readouterr().out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == shown
+
+
+def test_log_shows_the_minibatch_with_the_updated_weights(settings, monkeypatch, capsys):
+    settings(TRAINING_ITERS=401, BATCH_SIZE=200, DISPLAY_STEP=2, N_STEPS=3, N_INPUT=5, N_HIDDEN=8)
+    generator = np.random.default_rng(0)
+    sequences = generator.random([400, 3, 5], np.float32)
+    labels = generator.integers(0, 10, 400)
+    model = rnn_mnist.build_model()
+    batches = [(sequences[:200], labels[:200]), (sequences[200:], labels[200:])]
+    monkeypatch.setattr(rnn_mnist, "minibatches", lambda *data: iter(batches))
+    train(model, sequences, labels)
+    probabilities = model(batches[1][0]).numpy()
+    loss = -np.log(probabilities[np.arange(200), batches[1][1]]).mean()
+    line = LOG_LINE.fullmatch(capsys.readouterr().out.strip())
+    assert float(line[2]) == pytest.approx(loss, abs=1e-5)  # six decimals of a float32 near 3
+    # of 200: five decimals hold it
+    assert float(line[3]) == np.mean(probabilities.argmax(1) == batches[1][1])
+
+
+def test_a_line_of_the_log_is_there_when_it_is_printed(settings, monkeypatch, tmp_path):
+    settings(N_STEPS=1, N_INPUT=1, N_HIDDEN=1, TRAINING_ITERS=500, DISPLAY_STEP=1)
+    there = []
+    monkeypatch.setattr(rnn_mnist, "draw", lambda *arguments: there.append(
+        len((tmp_path / "log").read_text().splitlines())))
+    with open(tmp_path / "log", "w", buffering=10**6) as log:  # which would hold a thousand lines
+        monkeypatch.setattr(sys, "stdout", log)
+        train(rnn_mnist.build_model(), np.zeros([200, 1, 1], np.float32), np.zeros(200, np.int64))
+    assert there == [1, 2, 3]
+
+
+def test_standard_output_is_the_log_alone(settings, small_data_dir, capfd):
+    settings(**QUICK, DATA_DIR=str(small_data_dir), TEST_LEN=200)
+    assert rnn_mnist.main() == 0
+    out, err = capfd.readouterr()
+    *lines, finished, of_first, of_all = out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == [1000, 2000]
+    assert finished == "Optimization Finished!"
+    assert re.fullmatch(r"Testing Accuracy: 0\.\d+", of_first)
+    assert re.fullmatch(r"Testing Accuracy, all 300 images: 0\.\d+", of_all)
+    assert "MNIST: 600 to train on, 300 to test; 29 updates by minibatches of 100." in err
+    assert re.search(r"Training ended at Iter 2900 after \d+\.\d s\.", err)
+
+
+# seeds
+
+
+def test_a_seed_gives_the_same_log_and_another_one_another(settings, small_data_dir, capsys):
+    logs = []
+    for seed in (0, np.int64(0), 1, None, None):  # in one process, as in a notebook
+        settings(**{**QUICK, "N_STEPS": 1, "N_INPUT": 784}, SEED=seed, MODEL_PATH=None,
+                 DATA_DIR=str(small_data_dir))
+        assert rnn_mnist.main() == 0
+        logs.append(capsys.readouterr().out)
+    assert logs[0] == logs[1]
+    assert len({log.splitlines()[0] for log in logs}) == 4
+
+
+def test_the_initial_weights_depend_on_the_seed(settings, monkeypatch):
+    initial = []
+    monkeypatch.setattr(rnn_mnist, "train", lambda model, *rest: initial.append(
+        [weight.tobytes() for weight in model.get_weights() if weight.ndim == 2]))
+    for seed in (0, 0, 1, None, None):
+        settings(**QUICK, SEED=seed, load_data=lambda: 2 * [
+            (np.zeros([100, 4, 196]), np.zeros(100, int))] + ["zeros"])
+        assert rnn_mnist.main() == 0
+    assert initial[0] == initial[1]
+    for kernels in zip(*initial):
+        assert len(set(kernels)) == 4
+
+
+# testing
+
+
+def test_the_tested_sequences_are_the_first_and_all(settings, capsys):
+    settings(**QUICK, LEARNING_RATE=0.01, TEST_LEN=100)
+    train, (sequences, labels), name = rnn_mnist.load_data()
+    # more than are tested at a time, the last of them no whole minibatch
+    sequences, labels = np.tile(sequences, [10, 1, 1])[:2530], np.tile(labels, 10)[:2530]
+    settings(load_data=lambda: (train, (sequences, labels), name), MODEL_PATH="m.keras")
+    assert rnn_mnist.main() == 0
+    saved = keras.models.load_model("m-uci_digits.keras")
+    right = np.float32(saved.predict(sequences, verbose=0).argmax(axis=1) == labels)
+    # else the test could not tell them apart
+    assert len({right[:100].mean(), right[-100:].mean(), right.mean()}) == 3
+    accuracies = re.findall(r"^Testing Accuracy.*: (\S+) ", capsys.readouterr().out, re.MULTILINE)
+    # float32 outputs of other batch sizes may put a near-tie on the other side
+    assert float(accuracies[0]) == pytest.approx(right[:100].mean(), abs=0.011)
+    assert float(accuracies[1]) == pytest.approx(right.mean(), abs=0.0005)
+
+
+def test_a_test_set_below_test_len_is_tested_whole(settings, capsys):
+    settings(N_STEPS=1, N_INPUT=1, N_HIDDEN=1, TEST_LEN=256)
+    model, zeros = rnn_mnist.build_model(), np.zeros([3, 1, 1], np.float32)
+    labels = np.argmax(model(zeros), axis=1)
+    assert rnn_mnist.test(model, zeros, labels, "zeros") == 1
+    assert capsys.readouterr().out == "Testing Accuracy: 1.0\n" \
+                                      "Testing Accuracy, all 3 sequences: 1.0\n"
+
+
+# divergence
+
+
+@pytest.mark.parametrize("display_step, seen", [(10, 1000), (1000, 2900)],
+                         ids=["seen in the log", "between its lines"])
+def test_a_diverged_training_stops_and_saves_nothing(settings, small_data_dir, tmp_path, capsys,
+                                                     display_step, seen):
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    settings(**QUICK, LEARNING_RATE=1e30, DISPLAY_STEP=display_step, DATA_DIR=str(small_data_dir))
+    with pytest.raises(SystemExit) as exit:
+        rnn_mnist.main()
+    message = exit.value.code
+    assert f"not finite at Iter {seen}: " in message and "1e+30" in message
+    assert capsys.readouterr().out == ""  # neither the loss nor an accuracy
+    assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
+    assert os.listdir(tmp_path) == ["rnn_mnist.keras"]
+
+
+def test_a_loss_alone_that_is_not_finite_is_found_without_a_line_of_the_log(settings, tmp_path):
+    def infinite(labels, probabilities):  # its gradient, and so all weights, stay finite
+        return probabilities[:, 0] + np.inf
+
+    def build_model():
+        model = keras.Sequential([keras.Input([1, 1]), keras.layers.Flatten(),
+                                  keras.layers.Dense(10, "softmax")])
+        model.compile(loss=infinite)
+        return model
+
+    settings(build_model=build_model, N_STEPS=1, N_INPUT=1, BATCH_SIZE=5, TRAINING_ITERS=30,
+             load_data=lambda: 2 * [(np.ones([10, 1, 1]), [0, 1] * 5)] + ["ones"])
+    with pytest.raises(SystemExit, match="not finite at Iter 25: "):
+        rnn_mnist.main()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_a_loss_or_a_weight_that_is_not_finite_is_a_divergence(settings, tmp_path, value):
+    settings(**QUICK)
+    model = rnn_mnist.build_model()
+    rnn_mnist.stop_if_diverged(model, 100, np.float32(1))
+    with pytest.raises(SystemExit, match="at Iter 100: .* 0.001, "):
+        rnn_mnist.stop_if_diverged(model, 100, 1.0, np.float32(value))
+    weights = model.get_weights()
+    weights[4][7] = value
+    model.set_weights(weights)
+    with pytest.raises(SystemExit, match="at Iter 200: "):  # a weight that no loss has met
+        rnn_mnist.save(model, 200, "MNIST")
+    assert os.listdir(tmp_path) == []
+
+
+# curves
+
+
+def points_of(path):
+    """Returns {name: [(step, value)]} of TensorBoard's curves in a file."""
+    points = {}
+    for record in tf.data.TFRecordDataset(str(path)):
+        event = tf.compat.v1.Event.FromString(record.numpy())
+        for value in event.summary.value:
+            point = event.step, float(tf.make_ndarray(value.tensor))
+            points.setdefault(value.tag, []).append(point)
+    return points
+
+
+@pytest.mark.slow
+def test_curves_are_event_files_of_their_own_for_each_run(settings, small_data_dir, tmp_path,
+                                                          capsys):
+    pytest.importorskip("tensorboard")
+    settings(**QUICK, DATA_DIR=str(small_data_dir), LOG_DIR=str(tmp_path / "logs"))
+    for _ in range(2):
+        assert rnn_mnist.main() == 0
+    log = capsys.readouterr().out
+    settings(LOG_DIR=None)
+    assert rnn_mnist.main() == 0  # draws nothing
+    folders = list((tmp_path / "logs").iterdir())
+    assert len(folders) == 2
+    shown = [LOG_LINE.fullmatch(line).groups() for line in log.splitlines()[:2]]
+    for folder in folders:
+        path, = folder.iterdir()
+        points = points_of(path)
+        # as many decimals as the log has
+        for name, column, rounding in [
+                ("minibatch loss", 1, 1e-6), ("minibatch accuracy", 2, 1e-5)]:
+            assert [step for step, _ in points[name]] == [1000, 2000]
+            expected = [float(row[column]) for row in shown]
+            assert [value for _, value in points[name]] == pytest.approx(expected, abs=rounding)
+        (step, accuracy), = points["test accuracy"]
+        assert step == 2900 and f"all 300 images: {np.float32(accuracy)!s}\n" in log
+
+
+# whole runs, each a process
+
+
+@pytest.mark.slow
+def test_whole_run_offline(tmp_path):
+    """An empty home, no network, the default constants but for their number of images."""
+    path = script(tmp_path, TRAINING_ITERS=16000)
+    home = tmp_path / "home"
+    home.mkdir()
+    status, out, err = run(path, environment(HOME=str(home), USERPROFILE=str(home)))
+    assert status == 0 and "Traceback" not in err
+    *lines, finished, of_256, of_all = out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == [*range(1280, 16000, 1280)]
+    assert finished == "Optimization Finished!"
+    note = r" \(UCI digits, not MNIST\)"
+    accuracy = re.fullmatch(rf"Testing Accuracy: (0\.\d+){note}", of_256)[1]
+    assert re.fullmatch(rf"Testing Accuracy, all 256 images: {accuracy}{note}", of_all)
+    assert float(accuracy) > 0.8  # 0.9 here; 0.1 by guessing
+    for part in ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "UCI digits",
+                 str(home / "tensorflow_datasets" / "downloads" / "mnist")]:
+        assert part in err
+    assert not (home / "tensorflow_datasets").exists()  # no litter
+    assert (tmp_path / "rnn_mnist-uci_digits.keras").stat().st_size > 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(MNIST_DIR is None, reason="TFDS has no MNIST prepared for this user")
+def test_whole_run_on_mnist(tmp_path):
+    """All constants at their defaults, as `python rnn_mnist.py` runs: what the script is for."""
+    status, out, err = run(script(tmp_path), environment(TFDS_DATA_DIR=MNIST_DIR))
+    assert status == 0 and "Traceback" not in err, err
+    *lines, finished, of_256, of_all = out.splitlines()
+    assert [int(LOG_LINE.fullmatch(line)[1]) for line in lines] == [*range(1280, 99841, 1280)]
+    assert finished == "Optimization Finished!"
+    accuracy = float(re.fullmatch(r"Testing Accuracy, all 10000 images: (0\.\d+)", of_all)[1])
+    assert 0.93 < accuracy < 0.965  # the range the README gives
+    first = float(re.fullmatch(r"Testing Accuracy: (0\.\d+)", of_256)[1])
+    assert abs(first - accuracy) < 0.06  # four standard errors of 256 images
+    assert keras.models.load_model(tmp_path / "rnn_mnist.keras").count_params() == 136586
+
+
+@pytest.mark.slow
+def test_with_mnist_a_run_needs_no_sample(tmp_path, small_data_dir, usual_log):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
+    (tmp_path / "uci_digits.npz").unlink()
+    assert run(path)[:2] == (0, usual_log)  # the same bytes as of another run
+
+
+@pytest.mark.slow
+def test_spaces_and_chinese_in_paths_and_ascii_in_the_terminal(tmp_path, small_data_dir):
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "数字 识别"
+    shutil.copytree(small_data_dir, folder / "数据 目录")
+    path = script(folder, **QUICK, DATA_DIR=str(folder / "数据 目录"), MODEL_PATH="模 型.keras",
+                  LOG_DIR="曲线 1")
+    status, out, err = run(path, environment(LC_ALL="C", PYTHONIOENCODING="ascii"))
+    assert status == 0 and "all 300 images" in out and out.isascii(), err
+    assert (folder / "模 型.keras").exists()
+    assert len(list((folder / "曲线 1").glob("*/*tfevents*"))) == 1

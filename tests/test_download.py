@@ -1,0 +1,200 @@
+"""MNIST's four files: fetched over networks of all kinds, put there by hand, beside others'.
+
+Not tested, since a test machine can't have it: packets that are dropped. A proxy that never
+answers stands for them.
+"""
+
+import importlib.util
+import os
+import signal
+import tempfile
+import time
+
+import pytest
+import requests
+
+import rnn_mnist
+import small_mnist
+from conftest import (FILES_DIR, QUICK, VERSION_DIR, end, environment, posix, script, start,
+                      write_files)
+from misbehaving_proxy import misbehaving_proxy
+
+pytestmark = pytest.mark.slow
+SAMPLE = "UCI digits, not MNIST"
+
+
+@pytest.fixture
+def behind(settings, monkeypatch, small_files, tmp_path):
+    """Loads data behind a proxy that misbehaves, with an empty data directory.
+
+    The small files stand for MNIST's. Returns the name of the data and the files asked for.
+    """
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / "authority.pem"))
+    settings(DATA_DIR=str(tmp_path / "data"))
+    requests_get = requests.get
+
+    def load(behaviour, pace=100):  # times what the script waits for the network
+        def get(url, timeout, **more):
+            assert sum(timeout) <= 20  # s, which the README promises
+            return requests_get(url, timeout=tuple(pace * each for each in timeout), **more)
+
+        monkeypatch.setattr(requests, "get", get)
+        files = small_mnist.files()
+        with misbehaving_proxy(behaviour, files, tmp_path / "authority.pem") as (proxy, served):
+            monkeypatch.setenv("HTTPS_PROXY", proxy)
+            monkeypatch.setenv("https_proxy", proxy)
+            return rnn_mnist.load_data()[2], served
+
+    yield load
+    # no litter, but for the empty folder that TFDS forgets whenever it prepares
+    litter = (tmp_path / "temporary").rglob("*")
+    assert [path for path in litter if not path.name.endswith("tfds")] == []
+
+
+# the network fails
+
+
+FAILURES = {  # what the proxy does, and what the message calls it
+    "never answers": "imed out",
+    "refuses to connect": "403",
+    "shakes no hands": "imed out",
+    "is no TLS server": "SSL",
+    "404": "404",
+    "403": "403",
+    "login page": "is not MNIST's file",
+    "breaks off": "IncompleteRead",
+    "stalls": "imed out",
+}
+
+
+@pytest.mark.parametrize("behaviour, reason", FAILURES.items())
+def test_a_network_that_fails_leads_to_the_sample(behind, tmp_path, capfd, behaviour, reason):
+    pace = 1 / 6 if reason == "imed out" else 100  # where it must time out, that is waited for
+    assert behind(behaviour, pace)[0] == SAMPLE
+    fetching, *_, notice = capfd.readouterr().err.splitlines()
+    folder = str(tmp_path / "data" / FILES_DIR)
+    assert fetching.startswith("Fetching https://storage.googleapis.com/") and folder in fetching
+    assert notice.startswith("MNIST is not in ") and reason in notice
+    # but what went wrong first
+    assert "Caused by" not in notice and "HTTPSConnectionPool(" not in notice
+    assert all(name in notice for name in [folder, *small_mnist.files()])
+    assert not (tmp_path / "data").exists()  # no litter
+
+
+@pytest.mark.parametrize("proxy", ["http://127.0.0.1:9", "http://no-such-host.invalid:80"])
+@pytest.mark.parametrize("sample", [True, False], ids=["the sample will do", "MNIST or nothing"])
+def test_no_way_to_the_network_is_asked_for_once(settings, monkeypatch, refusal, capsys, tmp_path,
+                                                 proxy, sample):
+    asked, requests_get = [], requests.get
+    monkeypatch.setattr(requests, "get",
+                        lambda url, **more: asked.append(url) or requests_get(url, **more))
+    monkeypatch.setenv("HTTPS_PROXY", proxy)
+    monkeypatch.setenv("https_proxy", proxy)
+    settings(OFFLINE_SAMPLE=sample, DATA_DIR=str(tmp_path / "data"))
+    if sample:
+        assert rnn_mnist.load_data()[2] == SAMPLE
+        message = capsys.readouterr().err.splitlines()[-1]
+    else:
+        message = refusal(rnn_mnist.load_data)
+    assert len(asked) == 1 and message.startswith("MNIST is not in ")
+    assert all(name in message for name in ["(", str(tmp_path / "data" / FILES_DIR),
+                                            *small_mnist.files()])
+
+
+def test_a_certificate_that_is_not_trusted_names_what_helps(behind, monkeypatch, tmp_path, capfd):
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
+    assert behind("is right")[0] == SAMPLE
+    assert "REQUESTS_CA_BUNDLE" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(importlib.util.find_spec("socks"), reason="PySocks is installed")
+def test_a_socks_proxy_names_what_it_needs(settings, monkeypatch, capfd):
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
+    assert rnn_mnist.load_data()[2] == SAMPLE
+    assert "pip install pysocks" in capfd.readouterr().err.lower()
+
+
+# the network is there
+
+
+def test_all_four_files_are_fetched(behind, tmp_path, capfd):
+    name, served = behind("is right")
+    assert name == "MNIST" and sorted(served) == sorted(small_mnist.files())
+    folder = tmp_path / "data" / FILES_DIR
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == small_mnist.files()
+    out, err = capfd.readouterr()
+    assert out == "" and "kB" in err  # the progress bar
+
+
+def test_a_slow_download_is_left_to_finish(behind):
+    name, served = behind("is slow", pace=1)  # one file takes 14 s, longer than a stall may
+    assert name == "MNIST" and len(served) == 4
+
+
+def test_what_arrived_before_the_connection_broke_is_kept(behind, tmp_path):
+    assert behind("breaks off after one file")[0] == SAMPLE
+    folder = tmp_path / "data" / FILES_DIR
+    kept, = folder.iterdir()
+    assert kept.read_bytes() == small_mnist.files()[kept.name]
+    name, served = behind("is right")
+    assert name == "MNIST" and len(served) == 3 and kept.name not in served
+    assert sorted(os.listdir(folder)) == sorted(small_mnist.files())
+
+
+def test_files_put_there_by_hand_are_not_fetched(behind, tmp_path):
+    folder = write_files(tmp_path / "data")
+    for path in folder.glob("*-labels-*"):
+        path.unlink()
+    name, served = behind("is right")
+    assert name == "MNIST" and all("-labels-" in name for name in served) and len(served) == 2
+
+
+@posix
+def test_ctrl_c_during_the_download_ends_it(tmp_path):
+    patient = ("get = requests.get\n"  # so that only the signal can end it
+               "requests.get = lambda url, timeout, **more: get(url, timeout=3600, **more)")
+    path = script(tmp_path, patient, **QUICK, DATA_DIR=str(tmp_path / "data"))
+    ca_file = tmp_path / "authority.pem"
+    with misbehaving_proxy("stalls", small_mnist.files(), ca_file) as (proxy, served):
+        variables = dict(HTTPS_PROXY=proxy, https_proxy=proxy, REQUESTS_CA_BUNDLE=str(ca_file))
+        process = start(path, environment(**variables))
+        while not served:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        status, out, err = end(process)
+    assert status == -signal.SIGINT and out == ""
+    assert "Traceback" not in err and "UCI" not in err
+    assert not (tmp_path / "data").exists()
+
+
+# other data sets' files, which have the same names
+
+
+@pytest.mark.parametrize("by_hand", [True, False], ids=["by hand", "fetched"])
+def test_files_of_other_data_sets_neither_disturb_nor_are_touched(behind, tmp_path, by_hand):
+    theirs = write_files(tmp_path / "data", "downloads/manual")
+    for number, path in enumerate(sorted(theirs.iterdir())):
+        path.write_bytes(b"Fashion-MNIST's %d" % number)
+    before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in theirs.iterdir()}
+    if by_hand:
+        write_files(tmp_path / "data")
+    name, served = behind("is right")
+    assert name == "MNIST" and len(served) == (0 if by_hand else 4)
+    after = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in theirs.iterdir()}
+    assert after == before
+    ours = tmp_path / "data" / FILES_DIR
+    assert {path.name: path.read_bytes() for path in ours.iterdir()} == small_mnist.files()
+
+
+def test_another_data_sets_file_by_hand_is_named_and_not_used(settings, refusal, small_files,
+                                                              tmp_path):
+    path = write_files(tmp_path / "data") / "train-images-idx3-ubyte.gz"
+    path.write_bytes(b"Fashion-MNIST's")
+    settings(DATA_DIR=str(tmp_path / "data"))
+    assert str(path) in refusal(rnn_mnist.load_data)
+    assert path.read_bytes() == b"Fashion-MNIST's"
+    assert not (tmp_path / "data" / VERSION_DIR).exists()

@@ -1,0 +1,444 @@
+"""How a run ends: signals, pipes, terminals, full disks, arguments, memory.
+
+Whatever ends a training but a kill saves first; then things take their usual course.
+Not tested, since a test machine can't have it: Windows' consoles and signals.
+"""
+
+import os
+import re
+import runpy
+import signal
+import sys
+import threading
+
+import keras
+import pytest
+
+import rnn_mnist
+from conftest import (LONG, QUICK, ROOT, TIMEOUT, end, environment, go_on, posix, run, script,
+                      start, usual_signals, wait_for_pause)
+
+TESTED = re.compile(r"Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$")
+PAUSE_AT_EACH_LINE = "import pauses; draw = pauses.before(draw)"
+
+
+def saved_in(folder, updates=None):
+    """Fails if a run has not left a model of more than one update, or of as many as told."""
+    model = keras.models.load_model(folder / "rnn_mnist.keras")
+    made = int(model.optimizer.iterations)
+    return made > 1 if updates is None else made == updates
+
+
+def quiet(err):
+    """Returns whether standard error has nothing but sentences."""
+    return not re.search("Traceback|Exception|roken pipe|Error", err)
+
+
+# signals, in this process
+
+
+@pytest.fixture
+def handled():
+    """The usual handler of Ctrl-C, and for the other signals one that notes them in a list."""
+    notes = []
+    ours = {signal.SIGINT: signal.default_int_handler}
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        ours[number] = lambda number, frame: notes.append(number)
+    earlier = {number: signal.signal(number, handler) for number, handler in ours.items()}
+    yield notes
+    for number, handler in earlier.items():
+        assert signal.getsignal(number) in (ours[number], signal.SIG_IGN)  # put back
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def at(settings, monkeypatch, small_data_dir):
+    """Has signals sent, for real, each time that a function of the script is called."""
+    settings(**QUICK, DATA_DIR=str(small_data_dir))
+
+    def at(name, *numbers):
+        function = getattr(rnn_mnist, name)
+
+        def interrupted(*arguments):
+            for number in numbers:
+                signal.raise_signal(number)
+            return function(*arguments)
+
+        monkeypatch.setattr(rnn_mnist, name, interrupted)
+
+    return at
+
+
+@posix
+def test_ctrl_c_is_raised_out_of_main_once_all_is_saved_and_tested(at, handled, tmp_path, capsys):
+    at("draw", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):  # which ends a loop of such calls, too
+        rnn_mnist.main()
+    out, err = capsys.readouterr()
+    assert TESTED.search(out) and "Optimization Finished!" not in out
+    assert "Training ended by SIGINT at Iter 1000 after " in err
+    assert saved_in(tmp_path, updates=10)
+
+
+@posix
+@pytest.mark.parametrize("number", [15, 1], ids=["SIGTERM", "SIGHUP"])
+def test_other_signals_reach_the_handler_that_was_there(at, handled, tmp_path, capsys, number):
+    at("draw", number, number)  # a closing terminal sends SIGHUP twice
+    assert rnn_mnist.main() == 0  # since that handler lets it go on
+    assert handled == [number] and TESTED.search(capsys.readouterr().out)
+    assert saved_in(tmp_path, updates=10)
+
+
+@posix
+def test_signals_while_testing_lose_nothing(at, handled, tmp_path, capsys):
+    at("test", signal.SIGTERM, signal.SIGTERM, signal.SIGHUP)  # so systemd ends a session
+    assert rnn_mnist.main() == 0
+    out = capsys.readouterr().out
+    assert "Optimization Finished!\n" in out and TESTED.search(out)
+    assert handled == [signal.SIGTERM] and saved_in(tmp_path, updates=29)
+
+
+@posix
+def test_signals_that_are_ignored_stay_ignored(at, handled, tmp_path, capsys):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # so nohup and trap '' do
+        signal.signal(number, signal.SIG_IGN)
+    at("draw", signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    try:
+        assert rnn_mnist.main() == 0
+    except KeyboardInterrupt:  # which would end pytest, too
+        pytest.fail("Ctrl-C was not ignored")
+    out = capsys.readouterr().out
+    assert "Optimization Finished!\n" in out and TESTED.search(out)
+    assert saved_in(tmp_path, updates=29)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("moment", ["minibatches", "train_step"],
+                         ids=["before training", "while it is traced"])
+def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(at, handled, tmp_path, capsys,
+                                                                      moment):
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    at(moment, signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        rnn_mnist.main()
+    assert capsys.readouterr().out == ""
+    assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
+
+
+@posix
+def test_a_second_ctrl_c_ends_the_run_at_once(at, handled, monkeypatch, tmp_path, capsys):
+    """Also while the model is saved: it is written then, but not in its place."""
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    write_whole = rnn_mnist.write_whole
+
+    def interrupted(path, write):
+        write_whole(path, lambda part: (write(part), signal.raise_signal(signal.SIGINT)))
+
+    monkeypatch.setattr(rnn_mnist, "write_whole", interrupted)
+    at("draw", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        rnn_mnist.main()
+    assert "Testing Accuracy" not in capsys.readouterr().out
+    assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
+    assert os.listdir(tmp_path) == ["rnn_mnist.keras"]  # no litter
+
+
+@posix
+def test_a_bug_after_a_signal_is_told_all_the_same(at, handled, monkeypatch, tmp_path):
+    at("draw", signal.SIGTERM)
+    monkeypatch.setattr(rnn_mnist, "test", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        rnn_mnist.main()
+    assert saved_in(tmp_path, updates=10)
+
+
+def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
+    monkeypatch.setattr(signal, "getsignal", lambda number: None)  # only a program around Python
+    monkeypatch.delattr(signal, "signal")  # can set one: hence a mock
+    with rnn_mnist.hold_signals() as training:
+        assert training.signals == []
+
+
+@pytest.mark.slow
+def test_main_runs_in_another_thread_which_may_not_handle_signals(settings, small_data_dir,
+                                                                  tmp_path):
+    settings(**QUICK, DATA_DIR=str(small_data_dir))
+    statuses = []
+    thread = threading.Thread(target=lambda: statuses.append(rnn_mnist.main()))
+    thread.start()
+    thread.join()
+    assert statuses == [0] and saved_in(tmp_path, updates=29)
+
+
+# signals to processes
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [2, 15, 1], ids=["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_process_ends_by_the_signal_and_keeps_what_was_learned(tmp_path, small_data_dir, number):
+    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
+    assert process.stdout.readline().startswith("Iter 1000, ")
+    process.send_signal(number)
+    status, out, err = end(process)
+    assert status == -number and quiet(err)  # a shell shows 130, 143 and 129
+    assert f"Training ended by {signal.Signals(number).name} at Iter " in err
+    assert "Optimization Finished!" not in out and TESTED.search(out) and saved_in(tmp_path)
+
+
+def start_at_a_terminal(path, ignored=(), **more):
+    """Starts a run on a new terminal of its own; returns the process and the other end."""
+    import fcntl
+    import termios
+
+    def own_terminal():
+        usual_signals()
+        fcntl.ioctl(1, termios.TIOCSCTTY, 0)
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
+
+    ours, theirs = os.openpty()
+    process = start(path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+                    preexec_fn=own_terminal, **more)
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(terminal, text):
+    """Returns what a terminal shows up to `text`, or up to the end of all that write to it."""
+    shown = b""
+    while text is None or text not in shown:
+        try:
+            shown += os.read(terminal, 1000)
+        except OSError:  # so Linux says that nobody is there any more
+            assert text is None, shown
+            return shown.decode()
+    return shown.decode()
+
+
+@posix
+@pytest.mark.slow
+def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell(tmp_path, small_data_dir):
+    path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+    loop = f"for n in 1 2 3; do echo run $n; {sys.executable} {path.name}; done; echo went on"
+    process, terminal = start_at_a_terminal(path, command=["bash", "-c", loop])
+    read_until(terminal, b"Iter 1000, ")
+    os.write(terminal, b"\x03")
+    shown = read_until(terminal, None)
+    assert process.wait(timeout=TIMEOUT) == -signal.SIGINT
+    assert "all 300 images: " in shown and "run 2" not in shown and "went on" not in shown
+    assert quiet(shown) and saved_in(tmp_path)
+
+
+POOL = """
+import concurrent.futures, multiprocessing, os, sys
+
+def work():
+    import rnn_mnist
+    print("worker", os.getpid(), file=sys.stderr, flush=True)
+    return rnn_mnist.main()
+
+if __name__ == "__main__":
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        print(repr(pool.submit(work).exception()))
+"""
+
+
+@posix
+@pytest.mark.slow
+def test_sigterm_ends_a_worker_of_a_pool(tmp_path, small_data_dir):
+    """Else the pool's other end would wait for ever."""
+    script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+    (tmp_path / "pool.py").write_text(POOL)
+    process = start(tmp_path / "pool.py", environment(PYTHONPATH=str(tmp_path)))
+    while not (line := process.stderr.readline()).startswith("worker "):
+        assert line, process.communicate()
+    assert process.stdout.readline().startswith("Iter 1000, ")
+    os.kill(int(line.split()[1]), signal.SIGTERM)
+    status, out, err = end(process)
+    assert status == 0 and "BrokenProcessPool" in out and "all 300 images" in out, err
+    assert saved_in(tmp_path)
+
+
+@posix
+@pytest.mark.slow
+@pytest.mark.parametrize("ignored", [False, True], ids=["hangup", "disowned"])
+def test_a_terminal_that_closes_loses_nothing(tmp_path, small_data_dir, ignored):
+    path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+    process, terminal = start_at_a_terminal(path, [signal.SIGHUP] * ignored)
+    read_until(terminal, b"Iter 1000, ")
+    os.close(terminal)  # sends SIGHUP; from now on nothing can be written
+    assert process.wait(timeout=TIMEOUT) == (1 if ignored else -signal.SIGHUP)
+    assert saved_in(tmp_path)
+
+
+@posix
+@pytest.mark.slow
+def test_a_signal_while_libraries_load_ends_that(tmp_path):
+    path = script(tmp_path)
+    (tmp_path / "keras.py").write_text("import pauses; pauses.pause()")  # the first of them
+    process = start(path)
+    wait_for_pause(process)
+    process.send_signal(signal.SIGINT)
+    status, out, err = end(process)
+    assert status == -signal.SIGINT and out == "" and "UCI" not in err  # Python's own end
+
+
+@pytest.mark.slow
+def test_libraries_are_loaded_once_also_if_that_fails(tmp_path):
+    path = script(tmp_path)
+    (tmp_path / "keras.py").write_text(
+        "import sys; print('loading with', *sys.modules, file=sys.stderr); raise ImportError")
+    status, _, err = run(path)
+    assert status == 1 and err.count("loading with sys ") == 1
+    # before NumPy, which would turn a Ctrl-C in there into a page about ImportError
+    assert " datetime " in err
+
+
+# pipes and full disks
+
+
+@posix
+@pytest.mark.slow
+def test_a_closed_pipe_ends_the_run_quietly(tmp_path, small_data_dir):
+    """As `| head -3` does."""
+    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
+    for _ in range(3):
+        process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(timeout=TIMEOUT) == 1 and quiet(err)
+    assert re.search(r"Training ended at Iter \d+ ", err) and "saved to" in err
+    assert saved_in(tmp_path)
+
+
+@posix
+@pytest.mark.slow
+def test_ctrl_c_that_also_ends_what_reads_the_log_is_a_ctrl_c(tmp_path, small_data_dir):
+    """As it does with `| tee log`: the run meets both, and which one first is chance."""
+    path = script(tmp_path, PAUSE_AT_EACH_LINE, **LONG, DISPLAY_STEP=7,
+                  DATA_DIR=str(small_data_dir))
+    process = start(path)
+    wait_for_pause(process)
+    process.send_signal(signal.SIGINT)
+    process.stdout.close()
+    process.stdout = None
+    status, _, err = go_on(process)
+    assert status == -signal.SIGINT and quiet(err)
+    assert "Training ended by SIGINT at Iter 700 " in err and saved_in(tmp_path, updates=7)
+
+
+full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the full disk of Linux")
+
+
+@full
+@pytest.mark.slow
+def test_a_full_disk_under_the_log_costs_only_that(tmp_path, small_data_dir):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
+    with open("/dev/full", "w") as log:
+        status, _, err = run(path, stdout=log)
+    assert status == 1 and "Training ended at Iter 1000 " in err
+    assert "Traceback" not in err and "Exception" not in err
+    assert "A file can't be read or written: " in err.splitlines()[-1]
+    assert saved_in(tmp_path, updates=10)
+
+
+@full
+@pytest.mark.slow
+def test_a_full_disk_under_the_messages_costs_only_those(tmp_path, small_data_dir, usual_log):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
+    with open("/dev/full", "w") as messages:
+        status, out, _ = run(path, environment(PYTHONUNBUFFERED="1"), stderr=messages)
+    assert (status, out) == (0, usual_log) and saved_in(tmp_path, updates=29)
+
+
+def test_with_standard_error_closed_standard_output_is_the_log_alone(settings, monkeypatch, capsys,
+                                                                     small_data_dir):
+    monkeypatch.setattr(sys, "stderr", None)  # so Python has it after `2>&-`
+    settings(**QUICK, DATA_DIR=str(small_data_dir), MODEL_PATH=None)
+    assert rnn_mnist.main() == 0
+    out = capsys.readouterr().out
+    assert out.startswith("Iter 1000, ") and TESTED.search(out) and len(out.splitlines()) == 5
+
+
+# arguments, and what else ends the script itself: `__main__`, in this process
+
+
+@pytest.fixture
+def as_script(settings, monkeypatch, tmp_path):
+    """Runs a copy as `python rnn_mnist.py arguments`; returns what it gives to sys.exit."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end
+    monkeypatch.delattr(sys, "ps1", raising=False)
+
+    def as_script(*arguments, before_main="", **constants):
+        path = script(tmp_path, before_main, **{**QUICK, **constants})
+        monkeypatch.setattr(sys, "argv", [path.name, *arguments])
+        try:
+            runpy.run_path(str(path), run_name="__main__")
+        except SystemExit as error:
+            return error.code
+
+    return as_script
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--batch_size", "64"], ["train"], ["-h"], [""]])
+def test_an_argument_starts_no_training(as_script, capfd, arguments):
+    message = as_script(*arguments, before_main="main = None")
+    assert isinstance(message, str) and len(message.splitlines()) == 1  # so the status is 1
+    assert "constants at the top" in message and "README.md" in message
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.slow
+def test_help_starts_no_training(tmp_path):
+    path = script(tmp_path)
+    status, out, err = run(path, command=[sys.executable, path.name, "--help"])
+    assert status == 1 and out == "" and quiet(err)
+    assert "README.md" in err.splitlines()[-1] and len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("returned, status", [(0, None), (1, 1)])
+def test_the_status_tells_whether_the_model_is_in_its_place(as_script, returned, status):
+    assert as_script(before_main=f"main = lambda: {returned}") == status
+
+
+@pytest.mark.parametrize("raised", [
+    "MemoryError", "tf.errors.ResourceExhaustedError(None, None, 'no memory')"])
+def test_memory_is_named_with_what_needs_it(as_script, raised):
+    message = as_script(before_main=f"def main(): raise {raised}", N_HIDDEN=77)
+    assert all(part in message for part in ("BATCH_SIZE = 100", "N_HIDDEN = 77", "memory"))
+
+
+def test_a_file_that_cannot_be_read_is_told(as_script):
+    message = as_script(before_main="def main(): open('nothing here')")
+    assert "nothing here" in message and len(message.splitlines()) == 1
+
+
+def test_a_bug_is_no_sentence(as_script):
+    with pytest.raises(NameError):
+        as_script(before_main="def main(): bug")
+
+
+@pytest.mark.slow
+def test_too_little_memory_is_said(tmp_path, small_data_dir):
+    """Kernels that need 16 TB: TensorFlow waits ten seconds for them."""
+    huge = {**QUICK, "N_STEPS": 784, "N_INPUT": 1, "N_HIDDEN": 10**6}
+    status, out, err = run(script(tmp_path, **huge, DATA_DIR=str(small_data_dir)))
+    assert status == 1 and out == "" and "Traceback" not in err
+    assert "BATCH_SIZE = 100 and N_HIDDEN = 1000000 need more memory" in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_without_mnist_and_sample_the_script_ends_in_sentences(tmp_path):
+    path = script(tmp_path, **QUICK, DATA_DIR=str(tmp_path / "data"))
+    (tmp_path / "uci_digits.npz").unlink()
+    status, out, err = run(path)
+    assert status == 1 and out == "" and "Traceback" not in err
+    assert str(tmp_path / "uci_digits.npz") in err.splitlines()[-1]
+
+
+def test_importing_it_runs_nothing(settings, tmp_path, capfd):
+    runpy.run_path(str(ROOT / "rnn_mnist.py"), run_name="rnn_mnist")
+    assert capfd.readouterr() == ("", "") and os.listdir(tmp_path) == []

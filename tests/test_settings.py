@@ -1,0 +1,190 @@
+"""The constants, checked before anything is loaded, and what of the surroundings matters."""
+
+import contextlib
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import rnn_mnist
+from conftest import QUICK, VERSION_DIR, end, environment, imported, posix, run, script
+
+
+@pytest.fixture
+def no_data(monkeypatch):
+    """Whatever looks for data fails."""
+    monkeypatch.delattr(rnn_mnist, "load_data")
+
+
+@pytest.mark.parametrize("name, value", [
+    ("TRAINING_ITERS", "100000"), ("TRAINING_ITERS", 1e5), ("TRAINING_ITERS", None),
+    ("TRAINING_ITERS", 128), ("TRAINING_ITERS", 1), ("TRAINING_ITERS", 10**13),
+    ("BATCH_SIZE", "128"), ("BATCH_SIZE", 12.5), ("BATCH_SIZE", True), ("BATCH_SIZE", 0),
+    ("DISPLAY_STEP", 0), ("DISPLAY_STEP", -10), ("DISPLAY_STEP", None),
+    ("LEARNING_RATE", 0), ("LEARNING_RATE", -0.1), ("LEARNING_RATE", float("inf")),
+    ("LEARNING_RATE", float("nan")), ("LEARNING_RATE", "0.001"), ("LEARNING_RATE", True),
+    ("LEARNING_RATE", 1e-60), ("LEARNING_RATE", 10**400),
+    ("SEED", -1), ("SEED", 2**32), ("SEED", 0.5), ("SEED", "0"),
+    ("N_HIDDEN", 0), ("N_HIDDEN", 12.5), ("N_HIDDEN", 10**30),
+    ("N_CLASSES", 0), ("N_CLASSES", 10**30), ("N_STEPS", 28.0), ("N_INPUT", None), ("TEST_LEN", 0),
+    ("OFFLINE_SAMPLE", 1), ("OFFLINE_SAMPLE", None),
+    ("DATA_DIR", 5), ("DATA_DIR", ""), ("DATA_DIR", os.path.join(__file__, "data")),
+    ("DATA_DIR", "gs://tfds-data/"),
+    ("MODEL_PATH", "model.h5"), ("MODEL_PATH", ""), ("MODEL_PATH", 5),
+    ("MODEL_PATH", "gs://bucket/model.keras"), ("MODEL_PATH", os.path.join(__file__, "m.keras")),
+    ("LOG_DIR", 5), ("LOG_DIR", os.path.join(__file__, "logs")), ("LOG_DIR", "s3://bucket/logs"),
+], ids=str)
+def test_a_wrong_constant_is_named_with_its_value(settings, refusal, no_data, name, value):
+    settings(**{name: value})
+    message = refusal()
+    assert message.startswith(f"{name} = {value!r} must be ") and len(message.splitlines()) == 1
+
+
+def test_unusual_constants_are_right(settings):
+    settings(N_CLASSES=1, TEST_LEN=10**6, N_STEPS=5, N_INPUT=np.int64(7), BATCH_SIZE=3, SEED=None,
+             TRAINING_ITERS=4, LEARNING_RATE=1, MODEL_PATH=pathlib.Path("models/m.keras"))
+    rnn_mnist.check_settings()
+    settings(SEED=2**32 - 1, TRAINING_ITERS=10**12, LEARNING_RATE=np.float32(0.1), MODEL_PATH=None)
+    rnn_mnist.check_settings()
+
+
+def test_all_wrong_constants_are_named_at_once(settings, refusal, no_data):
+    settings(BATCH_SIZE="128", DISPLAY_STEP=0, MODEL_PATH="model")
+    names = sorted(line.split()[0] for line in refusal().splitlines())
+    assert names == ["BATCH_SIZE", "DISPLAY_STEP", "MODEL_PATH"]
+
+
+# folders
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder where even root can't write")
+@pytest.mark.parametrize("name, value", [
+    ("DATA_DIR", "/proc"), ("MODEL_PATH", "/proc/model.keras"), ("LOG_DIR", "/proc")])
+def test_a_folder_is_tried_before_it_is_needed(settings, refusal, no_data, name, value):
+    settings(**{name: value})
+    assert refusal().startswith(f"{name} = {value!r} ")
+
+
+def test_trying_a_folder_leaves_nothing_there(settings, tmp_path):
+    pytest.importorskip("tensorboard")
+    settings(DATA_DIR="data", MODEL_PATH="models/today/model.keras", LOG_DIR=str(tmp_path))
+    rnn_mnist.check_settings()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bucket_is_no_local_folder(settings, monkeypatch, refusal, no_data):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://tfds-data/datasets")
+    assert refusal().startswith("TFDS_DATA_DIR = 'gs://tfds-data/datasets' must be a local folder")
+    settings(DATA_DIR="here")
+    rnn_mnist.check_settings()  # which does not need the variable
+
+
+def test_a_folder_is_no_model_file(settings, tmp_path, refusal):
+    (tmp_path / "folder.keras").mkdir()
+    settings(MODEL_PATH="folder.keras")
+    assert refusal().startswith("MODEL_PATH = 'folder.keras' must be a file ending in .keras")
+
+
+def test_a_name_too_long_for_a_file_ends_in_no_traceback(settings):
+    settings(MODEL_PATH=f"{'too long ' * 30}.keras")
+    with contextlib.suppress(SystemExit):  # it may be refused, or lead the model elsewhere
+        rnn_mnist.check_settings()
+
+
+def test_curves_need_tensorboard(settings, monkeypatch, refusal, no_data):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # Python takes it for not installed
+    settings(LOG_DIR="logs")
+    assert "pip install tensorboard" in refusal()
+
+
+LOADS = """
+for DATA_DIR in {data_dirs!r}:
+    try:
+        load_data()
+    except SystemExit as error:
+        print(error)
+DATA_DIR = "mine"
+"""
+
+
+@posix
+@pytest.mark.slow
+def test_what_may_not_be_written_or_read_is_told(tmp_path, small_data_dir):
+    """Root, whom no permission stops, gives up that capability: hence a process."""
+    data_dirs = []
+    for number, part in enumerate(["", "dataset_info.json", "mnist-train.tfrecord-00000-of-00001"]):
+        data_dirs.append(str(tmp_path / str(number)))
+        subprocess.run(["cp", "-r", small_data_dir, data_dirs[-1]], check=True)
+        pathlib.Path(data_dirs[-1], VERSION_DIR, part).chmod(0)
+    (tmp_path / "mine").mkdir(mode=0o555)
+    path = script(tmp_path, LOADS.format(data_dirs=data_dirs), MODEL_PATH="mine/model.keras",
+                  LOG_DIR="mine/logs/today")
+    command = [sys.executable, path.name]
+    if os.geteuid() == 0:
+        taken = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={taken}", f"--inh-caps={taken}", *command]
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    status, out, err = end(subprocess.Popen(command, cwd=tmp_path, env=environment(), **pipes))
+    for data_dir in data_dirs:
+        pathlib.Path(data_dir, VERSION_DIR).chmod(0o755)
+    for message, data_dir in zip(out.splitlines(), data_dirs, strict=True):
+        assert message.startswith(f"MNIST in {pathlib.Path(data_dir, VERSION_DIR)} can't be read: ")
+        assert "ermission denied" in message or "PermissionDenied" in message
+        assert "damage" not in message and "delete" not in message  # intact, it may be others'
+    assert status == 1
+    wrong = {line.split()[0] for line in err.splitlines()[-3:]}
+    assert wrong == {"DATA_DIR", "MODEL_PATH", "LOG_DIR"}
+
+
+# surroundings
+
+
+def test_another_backend_is_named_before_anything_else(settings, monkeypatch, refusal, no_data):
+    monkeypatch.setattr(keras.config, "backend", lambda: "jax")  # a mock: JAX need not be there
+    message = refusal()
+    assert "jax" in message and "restart Python" in message and len(message.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_keras_own_settings_change_nothing(tmp_path, small_data_dir, usual_log):
+    keras_json = dict(backend="torch", floatx="float16", epsilon=0.1,
+                      image_data_format="channels_first")
+    (tmp_path / "keras.json").write_text(json.dumps(keras_json))
+    env = environment(KERAS_HOME=str(tmp_path), KERAS_BACKEND="jax", TF_USE_LEGACY_KERAS="1")
+    status, out, err = run(script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir)), env)
+    assert (status, out) == (0, usual_log), err
+
+
+def test_keras_computes_in_float32_on_every_device():
+    keras.config.set_floatx("float16")
+    keras.config.set_dtype_policy("mixed_float16")
+    tf.config.experimental.enable_tensor_float_32_execution(True)  # TensorFlow's default
+    model = rnn_mnist.build_model()
+    assert {weight.dtype for weight in model.weights} == {"float32"}
+    assert {layer.compute_dtype for layer in model.layers} == {"float32"}
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
+
+
+@pytest.mark.parametrize("wanted, used", [(None, "true"), ("false", "false")])
+def test_no_more_of_a_gpus_memory_than_needed_unless_wanted(tmp_path, monkeypatch, wanted, used):
+    name = "TF_FORCE_GPU_ALLOW_GROWTH"
+    monkeypatch.delenv(name, raising=False)
+    if wanted is not None:
+        monkeypatch.setenv(name, wanted)
+    imported(script(tmp_path))
+    assert os.environ[name] == used
+
+
+@pytest.mark.slow
+def test_a_missing_package_is_named_with_what_installs_it(tmp_path):
+    without = "sys.modules['importlib_resources'] = None"  # as if it were not installed
+    status, out, err = run(script(tmp_path, without, DATA_DIR=str(tmp_path / "data")))
+    assert status == 1 and out == "" and "Traceback" not in err
+    install = f": install it by {sys.executable} -m pip install importlib_resources"
+    assert err.splitlines()[-1].endswith(install)

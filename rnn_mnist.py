@@ -70,9 +70,11 @@ def read_mnist():
     """
     mnist_dir, files_dir = mnist_dirs()
     with on_failure(f"MNIST in {mnist_dir} can't be read: set another DATA_DIR or move it away."):
+        # If the folder exists meanwhile, another run was faster.
         with contextlib.suppress(FileExistsError), contextlib.redirect_stdout(sys.stderr):
             tfds.builder("mnist", data_dir=mnist_dir.parents[1]).download_and_prepare(
-                download_config=tfds.download.DownloadConfig(manual_dir=files_dir))
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=files_dir, extract_dir=files_dir / "extracted"))
         mnist = tfds.builder_from_directory(mnist_dir)
         return tfds.as_numpy(mnist.as_dataset(["train[5000:]", "test"], batch_size=-1,
                                               as_supervised=True))
@@ -83,7 +85,8 @@ def minibatches(sequences, labels):
     generator = np.random.default_rng(SEED)
     while True:
         order = generator.permutation(len(labels))
-        for chosen in order[:len(order) // BATCH_SIZE * BATCH_SIZE].reshape(-1, BATCH_SIZE):
+        for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
+            chosen = order[start:start + BATCH_SIZE]
             yield sequences[chosen], labels[chosen]
 
 
@@ -120,7 +123,10 @@ def build_model():
 
 
 def outputs_of(model, sequences, training):
-    """Returns what `model` makes of `sequences` [n, N_STEPS, N_INPUT]: [n, N_CLASSES]."""
+    """Returns what `model` makes of `sequences` [n, N_STEPS, N_INPUT]: [n, N_CLASSES].
+
+    The short way, explained in the second part, gives the same sooner.
+    """
     if has_short_way(model):
         return short_way(model, sequences)
     return model(sequences, training=training)
@@ -128,10 +134,12 @@ def outputs_of(model, sequences, training):
 
 def train_step(model, sequences, labels):
     """Updates the weights once, for a minibatch [n, N_STEPS, N_INPUT] and its labels int64 [n]."""
+    if type(model).train_step is not keras.Model.train_step:  # the model has one of its own
+        return model.train_step((sequences, labels))
     with tf.GradientTape() as tape:
         outputs = outputs_of(model, sequences, training=True)
         loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
-        loss = model.optimizer.scale_loss(loss)  # another loss only in mixed precision
+        loss = model.optimizer.scale_loss(loss)  # the same loss, but for mixed precision
     gradients = tape.gradient(loss, model.trainable_variables)
     model.optimizer.apply(gradients, model.trainable_variables)
 
@@ -140,7 +148,8 @@ def evaluate(model, sequences, labels):
     """Returns the loss that training lowers, and the share of the sequences classified right."""
     outputs = outputs_of(model, sequences, training=False)
     loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
-    return loss, tf.reduce_mean(tf.cast(tf.argmax(outputs, axis=1) == labels, tf.float32))
+    right = tf.argmax(outputs, axis=1) == labels
+    return tf.reduce_mean(loss), tf.reduce_mean(tf.cast(right, tf.float32))
 
 
 def train(model, sequences, labels, run):
@@ -160,7 +169,8 @@ def train(model, sequences, labels, run):
             draw(run, {"minibatch loss": loss, "minibatch accuracy": accuracy})
         step += 1
     if run.seen:
-        stop_if_diverged(model, run.seen, measure(model, *batch)[0])
+        model.optimizer.finalize_variable_values(model.trainable_variables)  # for use_ema=True
+        stop_if_diverged(model, run.seen, measure(model, *batch)[0])  # by the last update
 
 
 def test(model, sequences, labels, name):
@@ -170,7 +180,8 @@ def test(model, sequences, labels, name):
                for n in range(0, len(labels), BATCH_SIZE)]
     right = np.concatenate(outputs).argmax(axis=1) == labels
     first, accuracy = (part.mean(dtype=np.float32) for part in (right[:TEST_LEN], right))
-    note, noun = f" ({name})" * (name == SAMPLE), "images" if "MNIST" in name else "sequences"
+    note = f" ({name})" if name == SAMPLE else ""
+    noun = "images" if name in ("MNIST", SAMPLE) else "sequences"
     print(f"Testing Accuracy: {first!s}{note}\n"
           f"Testing Accuracy, all {len(labels)} {noun}: {accuracy!s}{note}", flush=True)
     return accuracy
@@ -242,6 +253,7 @@ def has_short_way(model):
                  keras.layers.LSTM(1, recurrent_initializer="zeros", seed=0, **fixed),
                  keras.layers.Dense(1, "softmax", **fixed)]
     return (not tf.config.list_physical_devices("GPU") and type(model) is keras.Sequential
+            and [tensor.dtype for tensor in getattr(model, "inputs", [])] == ["float32"]
             and [*map(type, model.layers)] == [*map(type, plain)]
             and [*map(options, model.layers)] == [*map(options, plain)])
 
@@ -299,7 +311,7 @@ def on_failure(sentence, tell=sys.exit, kinds=Exception):
     try:
         yield
     except kinds as error:
-        while cause := error.__cause__ or not error.__suppress_context__ and error.__context__:
+        while cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
             error = cause
         tell(f"{sentence} ({type(error).__name__}: {error}".splitlines()[0] + ")")
 
@@ -349,16 +361,20 @@ def check_data(data):
           np.errstate(over="ignore")):  # what is too large for float32 is told below
         *splits, name = data
         for part, least, (x, y) in zip(("training", "test"), (BATCH_SIZE, 1), splits, strict=True):
-            x, y = np.asarray(x, np.float32), np.asarray(y)
+            given, y = np.asarray(x), np.asarray(y)
+            x = given.astype(np.float32, copy=False)
             if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) < least:
                 sys.exit(f"The {part} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT)"
                          f" = ({least} or more, {N_STEPS}, {N_INPUT}); BATCH_SIZE = {BATCH_SIZE}.")
-            if not np.isfinite([x.min(), x.max()]).all():
-                sys.exit(f"The {part} sequences hold {x.min()} to {x.max()}, not finite numbers.")
+            if (given.dtype.kind in "cmM" or not np.isfinite([x.min(), x.max()]).all()
+                    or given.dtype.kind in "iu" and not np.array_equal(x, given)):
+                sys.exit(f"The {part} sequences are {given.dtype} from {x.min()} to {x.max()}, not "
+                         "finite numbers that float32 can hold.")
             low, high = np.unique(y)[[0, -1]]
             if y.shape != x.shape[:1] or y.dtype.kind not in "iub" or low < 0 or high >= N_CLASSES:
                 sys.exit(f"The {part} labels are {y.dtype} {y.shape} from {low} to {high}, not "
-                         f"whole numbers {x.shape[:1]} from 0 to N_CLASSES - 1 = {N_CLASSES - 1}.")
+                         f"whole numbers {x.shape[:1]} from 0 to N_CLASSES - 1 = {N_CLASSES - 1}. "
+                         "Try labels.astype(int), of one-hot ones labels.argmax(axis=1).")
             checked.append((x, y.astype(np.int64)))
     return *checked, str(name)
 
@@ -409,23 +425,22 @@ def stop_if_diverged(model, seen, *numbers):
 
 def save(model, seen, name):
     """Saves the model to MODEL_PATH or else elsewhere; returns whether to MODEL_PATH."""
-    stop_if_diverged(model, seen, *(weight.numpy() for weight in model.trainable_variables))
+    stop_if_diverged(model, seen, *model.get_weights())
     if MODEL_PATH is None:
         return True
-    path = pathlib.Path(MODEL_PATH).expanduser()
+    path, other = str(MODEL_PATH), os.path.join(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}")
     if name == SAMPLE:  # so that MNIST's model keeps its place
-        path = path.with_stem(f"{path.stem}-uci_digits")
-    path = path.resolve()
-    other = pathlib.Path(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}.keras")
+        path = path.removesuffix(".keras") + "-uci_digits.keras"
 
     def save_weights(place):  # of a network that Keras can't write down
         np.savez(place, *model.get_weights())
 
-    for place, write in [(path, model.save), (other, model.save),
-                         (other.with_suffix(".npz"), save_weights)]:
+    for place, write in [(path, model.save), (f"{other}.keras", model.save),
+                         (f"{other}.npz", save_weights)]:
         with on_failure(f"The model can't be saved to {place}.", say):
-            write_whole(place, write)
-            say(f"The model, trained on {name}, is saved to {place}.")
+            whole = pathlib.Path(os.path.realpath(os.path.expanduser(place)))
+            write_whole(whole, write)
+            say(f"The model, trained on {name}, is saved to {whole}.")
             return place == path
 
 
@@ -440,9 +455,9 @@ def write_whole(path, write):
 def draw(run, curves):
     """Adds a point to each of TensorBoard's `curves`, {name: value}."""
     if LOG_DIR is not None:
-        folder = pathlib.Path(LOG_DIR, f"{run.start:%Y%m%d-%H%M%S-%f}").expanduser()
+        folder = os.path.join(os.path.expanduser(LOG_DIR), f"{run.start:%Y%m%d-%H%M%S-%f}")
         with on_failure(f"The curves can't be written to {LOG_DIR}.", say, tf.errors.OpError):
-            run.curves = run.curves or tf.summary.create_file_writer(str(folder))
+            run.curves = run.curves or tf.summary.create_file_writer(folder)
             with run.curves.as_default(run.seen):
                 for name, value in curves.items():
                     tf.summary.scalar(name, value)
@@ -451,10 +466,10 @@ def draw(run, curves):
 def mnist_dirs():
     """Returns the folder of MNIST as TFDS prepares it, and that of its four files."""
     data_dir = str(DATA_DIR or os.getenv("TFDS_DATA_DIR") or "~/tensorflow_datasets")
+    data_dir = pathlib.Path(os.path.expanduser(data_dir))
     version = str(tfds.builder_cls("mnist").VERSION)
-    mnist_dir = pathlib.Path(data_dir, "mnist", version).expanduser()
     # In TFDS's own folder for such files, those of other data sets have the same names.
-    return mnist_dir, mnist_dir.parents[1] / "downloads" / "mnist"
+    return data_dir / "mnist" / version, data_dir / "downloads" / "mnist"
 
 
 def fetch_mnist():

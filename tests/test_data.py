@@ -1,5 +1,6 @@
 """MNIST as TFDS prepares and reads it, damaged data, the sample, and minibatches."""
 
+import gzip
 import os
 import pathlib
 import shutil
@@ -79,7 +80,21 @@ def test_four_files_are_prepared_without_a_network(settings, small_files, tmp_pa
                                   sorted_rows(*small_mnist.examples("test")))
     assert capfd.readouterr().out == ""  # TFDS would announce itself there, where the log belongs
     assert sorted(os.listdir(tmp_path / "data")) == ["downloads", "mnist"]
-    assert sorted(os.listdir(folder)) == sorted(small_mnist.files())
+    assert sorted(os.listdir(folder)) == ["extracted", *sorted(small_mnist.files())]
+
+
+def test_what_another_data_set_has_extracted_is_not_taken_for_mnist(settings, small_files,
+                                                                    tmp_path):
+    """TFDS names an extraction after the file alone, and Fashion-MNIST's have the same names."""
+    write_files(tmp_path / "data")
+    extracted = tmp_path / "data" / "downloads" / "extracted"
+    extracted.mkdir()
+    for name, content in small_mnist.files().items():
+        (extracted / f"GZIP.{name}").write_bytes(gzip.decompress(content)[::-1])
+    settings(DATA_DIR=str(tmp_path / "data"))
+    _, (sequences, labels), _ = rnn_mnist.load_data()
+    np.testing.assert_array_equal(sorted_rows(pixels(sequences), labels),
+                                  sorted_rows(*small_mnist.examples("test")))
 
 
 @pytest.mark.parametrize("setting, variable, data_dir", [

@@ -281,6 +281,42 @@ def test_what_is_random_in_training_is_in_training_only(settings, cpu, monkeypat
     assert_saved_as_printed(accuracy)
 
 
+# what Keras's fit would do, beyond train_on_batch
+
+
+class OwnStep(keras.Sequential):
+    """Trains by a step of its own, half as far, as Keras's guide says."""
+
+    def train_step(self, data):
+        sequences, labels = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(y=labels, y_pred=self(sequences, training=True)) / 2
+        gradients = tape.gradient(loss, self.trainable_variables)
+        self.optimizer.apply(gradients, self.trainable_variables)
+        return {"loss": loss}
+
+
+def own_step():
+    model = OwnStep([keras.Input([6, 5]), lstm(), out()])
+    model.compile(keras.optimizers.SGD(0.5), loss=CROSS_ENTROPY)
+    return model
+
+
+def averaged():
+    return plain(optimizer=adam(0.05, use_ema=True, ema_momentum=0.9))
+
+
+@pytest.mark.parametrize("build", [own_step, averaged], ids=["its own step", "averages"])
+def test_a_training_is_what_fit_would_make_of_it(settings, cpu, monkeypatch, capsys, build):
+    model, weights, _, _ = train_by_main(settings, monkeypatch, capsys, build)
+    reference, batches = build(), rnn_mnist.minibatches(*numbers()[0])
+    reference.set_weights(weights)
+    seen = [next(batches) for _ in range(UPDATES)]
+    with eagerly():
+        reference.fit(*map(np.concatenate, zip(*seen)), batch_size=16, shuffle=False, verbose=0)
+    assert distance(model, reference) < 1e-3  # float32's rounding, in other orders
+
+
 # what is looked at stays as it was
 
 

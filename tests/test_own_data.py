@@ -120,6 +120,11 @@ def with_value(value, split):
 
 TRAIN, TEST = waves(40), waves(10)
 WRONG = {  # what load_data returns, and what of it the sentence names
+    "complex numbers": ((TRAIN[0] + 1j, TRAIN[1]), TEST, ["training", "complex128"]),
+    "times": ((np.int64(1e6 * TRAIN[0]).astype("M8[s]"), TRAIN[1]), TEST,
+              ["training", "datetime64", "float32"]),
+    "numbers beyond float32's": ((np.int64(2**24 + 1 + 0 * TRAIN[0]), TRAIN[1]), TEST,
+                                 ["training", "int64", "float32"]),
     "two dimensions": ((TRAIN[0].reshape(40, 12), TRAIN[1]), TEST, ["training", "(40, 12)"]),
     "other timesteps": ((TRAIN[0][:, :5], TRAIN[1]), TEST, ["training", "(40, 5, 2)", "6"]),
     "other values": (TRAIN, (TEST[0][..., :1], TEST[1]), ["test", "(10, 6, 1)", "2"]),

@@ -1,6 +1,7 @@
 """The saved model: what it holds, where it goes, and that nothing good is replaced by less."""
 
 import os
+import pathlib
 import re
 import sys
 import tempfile
@@ -37,6 +38,24 @@ def test_a_model_that_cannot_be_saved_in_its_place_is_saved_elsewhere(settings, 
     failed, rescued = capsys.readouterr().err.splitlines()
     assert str(tmp_path / name) in failed and "can't be saved" in failed
     assert str(saved) in rescued and keras.models.load_model(saved, compile=False)
+
+
+@pytest.mark.parametrize("path", ["~no such user/model.keras", "a\0b.keras"])
+def test_a_path_that_leads_nowhere_costs_no_model(settings, capsys, elsewhere, path):
+    settings(MODEL_PATH=path)
+    rnn_mnist.save(rnn_mnist.build_model(), 100, "MNIST")
+    saved, = [*elsewhere.iterdir(), *pathlib.Path().rglob("model.keras")]
+    assert keras.models.load_model(saved, compile=False)
+
+
+@posix
+def test_a_folder_that_goes_away_costs_no_model(settings, tmp_path, monkeypatch, elsewhere):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    os.rmdir(tmp_path / "here")
+    assert not rnn_mnist.save(rnn_mnist.build_model(), 100, "MNIST")
+    saved, = elsewhere.iterdir()
+    assert keras.models.load_model(saved, compile=False)
 
 
 def test_main_tells_by_its_status_that_the_model_is_not_in_its_place(settings, elsewhere, capsys):

@@ -214,6 +214,13 @@ def test_any_other_class_takes_the_layers(cpu, is_taken, classes):
     assert not is_taken(network(**classes))
 
 
+@pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64"])
+def test_another_type_of_inputs_takes_the_layers(cpu, is_taken, dtype):
+    hidden, lstm, out = network().layers
+    inputs = keras.Input([3, 4], dtype=dtype)  # which Keras casts, and so may cut values off
+    assert not is_taken(keras.Sequential([inputs, hidden, lstm, out]))
+
+
 def test_any_other_arrangement_takes_the_layers(cpu, is_taken):
     hidden, lstm, out = network().layers
     inputs = keras.Input([3, 4])

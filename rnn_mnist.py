@@ -105,8 +105,8 @@ def build_model():
     keras.config.set_dtype_policy("float32")
     tf.config.experimental.enable_tensor_float_32_execution(False)  # which rounds, on a GPU
     normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
-    # The original's LSTM had one kernel, uniform with variance 1 / fan-in, where Keras has two,
-    # and its forget gate added 1, where Keras starts that gate's bias at 1: the same function.
+    # The original's LSTM had one kernel for its input and its last output together, uniform with
+    # variance 1 / fan-in; Keras has two. Its forget gate added 1; Keras starts its bias at 1.
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
     uniform = functools.partial(keras.initializers.RandomUniform, -bound, bound)
     model = keras.Sequential([

@@ -16,10 +16,12 @@ import matplotlib.pyplot as plt
 folder = pathlib.Path(__file__).parent
 with open(folder / "original_log.csv", newline="") as file:
     original = [(int(row["iter"]), float(row["minibatch_loss"])) for row in csv.DictReader(file)]
-port = [(int(seen), float(loss)) for seen, loss in re.findall(r"Iter (\d+), Minibatch Loss= (\S+),", sys.stdin.read())]
+lines = re.findall(r"Iter (\d+), Minibatch Loss= (\S+),", sys.stdin.read())
+port = [(int(seen), float(loss)) for seen, loss in lines]
 
 plt.figure(figsize=(7, 3.5), layout="constrained")
-plt.plot(*zip(*original), "o", markersize=4, label="original, TensorFlow 0.8: the 57 of 78 lines that were published")
+plt.plot(*zip(*original), "o", markersize=4,
+         label="original, TensorFlow 0.8: the 57 of 78 lines that were published")
 plt.plot(*zip(*port), "o-", markersize=3, label="rnn_mnist.py, SEED = 0")
 plt.xlabel("training images seen")
 plt.ylabel("minibatch loss")

@@ -352,51 +352,64 @@ def timed_run():
 # tables
 
 
+NAMES = {  # of the contestants, in the tables
+    "this_project": "this script", "keras_layers": "Keras's layers", "pytorch": "PyTorch",
+    "jax": "JAX", "fit_training": "the same layers with Keras's `fit`",
+    "floor": "the matrix products alone, at `tf.matmul`'s best rate"}
+
+
 def main():
     contestants = ["this_project", "keras_layers"] + [
         name for name, package in [("pytorch", "torch"), ("jax", "jax")]
         if importlib.util.find_spec(package)]
-    trainings = ["training " + name for name in contestants if name != "keras_layers"]
-    jobs = [*(job.split() for job in trainings), ["fit_training"], ["floor"], ["whole_script"],
+    jobs = [*(["training", name] for name in contestants if name != "keras_layers"),
+            ["fit_training"], ["floor"], ["whole_script"],
             *(["step", name, str(number)] for number in range(len(SIZES)) for name in contestants),
             *(["changed_network", name, network] for network in NETWORKS
               for name in ("script", "fit"))]
-    results = {" ".join(job): [] for job in jobs}
+    results = {tuple(job): [] for job in jobs}
     for _ in range(ROUNDS):
-        for job in jobs:
+        for job, rounds in results.items():
             process = subprocess.run([sys.executable, __file__, *job], stdout=subprocess.PIPE,
                                      check=True)
-            result = json.loads(process.stdout.splitlines()[-1])
-            results[" ".join(job)].append(result)
-            print(*job, result, file=sys.stderr)
-            assert "training" not in job[0] or result["loss"] < 0.3, f"{job} has not learned"
+            rounds.append(json.loads(process.stdout.splitlines()[-1]))
+            print(json.dumps([job, rounds[-1]]), file=sys.stderr)
+            learned = "training" not in job[0] or rounds[-1]["loss"] < 0.3
+            assert learned, f"{job} has not learned"
+    print_tables(contestants, results)
+
+
+def print_tables(contestants, results):
+    """Prints the tables of docs/speed.md, from the results of each job's rounds."""
     print(f"{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}; medians of "
           f"{ROUNDS} rounds, least to most in brackets.\n")
     print("| | training, s | a step, ms | training, ratio | a step, ratio |\n|---|---|---|---|---|")
-    this = results["training this_project"]
-    for job in [*trainings, "fit_training", "floor"]:
-        cells = [job]
-        for key, scale in [("training", 1), ("step", 1000)]:
-            cells.append(spread([scale * each[key] for each in results[job] if key in each], 1))
-        for key in ("training", "step"):
-            cells.append(spread([ours[key] / theirs[key] for ours, theirs in
-                                 zip(this, results[job]) if key in theirs], 2))
-        print("| " + " | ".join(cells) + " |")
+    ours = results["training", "this_project"]
+    for job, rounds in results.items():
+        if job[0] in ("training", "fit_training", "floor"):
+            cells = [NAMES[job[-1]]]
+            for key, scale in [("training", 1), ("step", 1000)]:
+                cells.append(spread([scale * each[key] for each in rounds if key in each], 1))
+            for key in ("training", "step"):
+                pairs = [(our[key], their[key]) for our, their in zip(ours, rounds) if key in their]
+                cells.append("" if rounds is ours else spread([a / b for a, b in pairs], 2))
+            print("| " + " | ".join(cells) + " |")
     print("\n| images, timesteps, pixels, units | "
-          + " | ".join(f"{name}, ms" for name in contestants) + " | "
-          + " | ".join(f"this / {name}" for name in contestants[1:]) + " |")
+          + " | ".join(f"{NAMES[name]}, ms" for name in contestants) + " | "
+          + " | ".join(f"to {NAMES[name]}" for name in contestants[1:]) + " |")
     print("|---" * 2 * len(contestants) + "|")
     for number, size in enumerate(SIZES):
-        print(row(", ".join(map(str, size)), [results[f"step {name} {number}"]
-                                              for name in contestants]))
-    print("\n| changed network | this script, ms | Keras's fit, ms | this / fit |")
+        print(row(", ".join(map(str, size)),
+                  [results["step", name, str(number)] for name in contestants]))
+    print("\n| in the LSTM's place | this script, ms | Keras's `fit`, ms | ratio |")
     print("|---|---|---|---|")
     for network in NETWORKS:
-        print(row(network, [results[f"changed_network {name} {network}"]
+        print(row(network, [results["changed_network", name, network]
                             for name in ("script", "fit")]))
     print("\n| part of `python rnn_mnist.py` | s |\n|---|---|")
-    for part in results["whole_script"][0]:
-        print(f"| {part} | {spread([rounds[part] for rounds in results['whole_script']], 1)} |")
+    rounds = results["whole_script",]
+    for part in rounds[0]:
+        print(f"| {part} | {spread([each[part] for each in rounds], 1)} |")
 
 
 def row(name, seconds):

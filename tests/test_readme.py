@@ -1,8 +1,10 @@
-"""The README's own code blocks and commands, and what it says of the constants."""
+"""The README and the pages of docs/: the code runs, the edits train, what they name is there."""
 
 import ast
+import importlib.util
 import pathlib
 import re
+import shutil
 import sys
 
 import keras
@@ -11,123 +13,259 @@ import pytest
 import tensorflow as tf
 
 import rnn_mnist
-from conftest import QUICK, ROOT
+from conftest import QUICK, ROOT, imported, script
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+PAGES = {path.name: path.read_text(encoding="utf-8")
+         for path in [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]}
+README, CHINESE, ELSEWHERE = map(PAGES.get, ("README.md", "README.zh.md", "elsewhere.md"))
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCKS = {  # what a block is for, and what only that block holds
+    "own sequences": "np.loadtxt(", "export": "model.export(", "going on": "model.fit(",
+    "older Keras": "model.load_weights(", "a notebook": "rnn_mnist.TRAINING_ITERS = 20000"}
 
 
-def test_the_model_reads_an_image_file_and_a_photo(settings, capsys):
-    settings(TRAINING_ITERS=20000)
+def block(purpose):
+    found = [code for page in (README, ELSEWHERE) for code in BLOCK.findall(page)
+             if BLOCKS[purpose] in code]
+    assert len(found) == 1, f"{len(found)} blocks with {BLOCKS[purpose]} in README and elsewhere.md"
+    return found[0]
+
+
+def test_no_block_is_left_untested():
+    for name, page in PAGES.items():
+        for code in BLOCK.findall(page):
+            assert sum(mark in code for mark in BLOCKS.values()) == 1, f"{name}:\n{code}"
+
+
+# the blocks
+
+
+@pytest.fixture
+def trained(settings, capsys):
+    """The sample's model, trained for a while, in the working directory as rnn_mnist.keras."""
+    settings(TRAINING_ITERS=5000)
     assert rnn_mnist.main() == 0
-    _, (images, labels), _ = rnn_mnist.load_data()
-    probabilities = keras.models.load_model("rnn_mnist.keras").predict(images / 255, verbose=0)
-    clearest = probabilities[np.arange(len(labels)), labels].argmax()
-    large = tf.image.resize(images[clearest][..., np.newaxis], [280, 280], method="nearest")
-    light = np.linspace(150, 210, 280)  # from the left to the right of the paper
-    photo = np.random.default_rng(0).normal(light[:, np.newaxis] - 0.5 * large.numpy(), 5)
-    uncommented, changed = re.subn("^# rows = ", "rows = ", BLOCKS[0], flags=re.MULTILINE)
-    assert changed == 1
-    for picture, block in [(large, BLOCKS[0]), (photo, uncommented)]:
-        tf.io.write_file("digit.png", tf.io.encode_png(tf.cast(picture, tf.uint8)))
-        capsys.readouterr()
-        exec(block, {})
-        digit, probability = re.fullmatch(r"(\d), with probability (\d\.\d\d)\n", capsys.readouterr().out).groups()
-        assert int(digit) == labels[clearest] and float(probability) > 0.5
+    shutil.copy("rnn_mnist-uci_digits.keras", "rnn_mnist.keras")
+    capsys.readouterr()
+    return keras.models.load_model("rnn_mnist.keras")
 
 
-def test_an_older_keras_can_take_the_weights(settings):
-    settings(TRAINING_ITERS=2000)
-    assert rnn_mnist.main() == 0
-    variables = {}
-    exec(BLOCKS[1], variables)  # all in the Keras at hand; the weights were also taken to Keras 3.5, 3.8 and 3.12
-    saved = keras.models.load_model("rnn_mnist.keras")
-    for ours, theirs in zip(variables["model"].get_weights(), saved.get_weights(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-
-
-def test_a_training_goes_on(settings, capsys):
-    settings(TRAINING_ITERS=20000)
-    assert rnn_mnist.main() == 0
+@pytest.mark.slow
+def test_a_training_goes_on(trained):
     (images, labels), _, _ = rnn_mnist.load_data()
-    models = [keras.models.load_model("rnn_mnist.keras")]
-    exec(BLOCKS[3], {})
-    models.append(keras.models.load_model("rnn_mnist.keras"))
+    exec(block("going on"), {})
+    models = trained, keras.models.load_model("rnn_mnist.keras")
     updates = [int(model.optimizer.iterations.numpy()) for model in models]
-    assert updates == [156, 156 + -(-len(images) // 128)]
-    before, after = [model.evaluate(images / 255, labels, verbose=0)[0] for model in models]
+    assert updates == [39, 39 + -(-len(images) // 128)]
+    before, after = [model.evaluate(images, labels, verbose=0)[0] for model in models]
     assert after < before
 
 
-def test_a_notebook_can_call_main_twice(settings, cpu, small_data_dir, monkeypatch, capsys):
+@pytest.mark.slow
+def test_an_older_keras_can_take_the_weights(trained):
+    variables = {}
+    exec(block("older Keras"), variables)  # all in this Keras; also seen in 3.5, 3.8 and 3.12
+    for ours, theirs in zip(variables["model"].get_weights(), trained.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(tuple(map(int, keras.__version__.split(".")[:2])) < (3, 13),
+                    reason="this Keras does not know of LiteRT")
+@pytest.mark.filterwarnings("ignore")  # TensorFlow's own, of its interpreter's new home
+def test_the_model_can_go_onto_a_phone_and_into_onnx(trained, capsys):
+    with_litert, with_onnx = block("export").split("\n\n")[1:]
+    variables = {}
+    exec(f"import keras\n\n{with_litert}", variables)
+    _, (images, _), _ = rnn_mnist.load_data()
+    expected = keras.ops.convert_to_numpy(trained(images[:50]))
+    interpreter = tf.lite.Interpreter("rnn_mnist.tflite")  # without TensorFlow's own operations
+    interpreter.allocate_tensors()
+    (source,), (target,) = interpreter.get_input_details(), interpreter.get_output_details()
+    for image, probabilities in zip(images, expected):
+        interpreter.set_tensor(source["index"], image[np.newaxis])
+        interpreter.invoke()
+        outputs = interpreter.get_tensor(target["index"])[0]
+        np.testing.assert_allclose(outputs, probabilities, atol=1e-5)
+    if importlib.util.find_spec("tf2onnx"):
+        exec(with_onnx, variables)
+        onnxruntime = pytest.importorskip("onnxruntime")
+        session = onnxruntime.InferenceSession("rnn_mnist.onnx")
+        outputs, = session.run(None, {session.get_inputs()[0].name: images[:50]})
+        np.testing.assert_allclose(outputs, expected, atol=1e-5)
+
+
+def test_a_notebook_can_call_main_twice(settings, cpu, small_data_dir, capsys):
     settings(**QUICK, DATA_DIR=str(small_data_dir))
-    edited, changed = re.subn(r"20000", "2000", BLOCKS[2])
-    assert changed == 1
-    exec(edited, {})
+    code = block("a notebook").replace("20000", "2000")
+    exec(code, {})
     first = capsys.readouterr().out
-    exec(edited, {})
+    exec(code, {})
     assert first.startswith("Iter 1000, ") and capsys.readouterr().out == first
 
 
-def test_the_network_can_be_asked_after_every_row(settings, capsys):
-    settings(TRAINING_ITERS=20000)
-    assert rnn_mnist.main() == 0
-    _, (images, _), _ = rnn_mnist.load_data()
-    probabilities = keras.models.load_model("rnn_mnist.keras")(images[:1] / np.float32(255))[0].numpy()
-    capsys.readouterr()
-    exec(BLOCKS[4], {})
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 28 and all(re.fullmatch(r"[ \-+#]{28} \d [01]\.\d\d", line) for line in lines)
-    assert lines[-1].endswith(f" {probabilities.argmax()} {probabilities.max():.2f}")
-    assert len({line.split()[-2] for line in lines}) > 1  # it changes its mind on the way
+def test_sequences_come_from_a_csv_file(settings, capsys):
+    names = "N_STEPS N_INPUT N_CLASSES MODEL_PATH load_data".split()
+    settings(TRAINING_ITERS=20000, **{name: getattr(rnn_mnist, name) for name in names})
+    shutil.copy(ROOT / "uci_digits.npz", ".")
+    exec(re.search(r'python -c "(.*np.savetxt.*)"$', README, re.MULTILINE)[1], {})
+    exec(block("own sequences"), {})
+    out, err = capsys.readouterr()
+    accuracy = re.search(r"^Testing Accuracy, all 359 sequences: (\S+)$", out, re.MULTILINE)[1]
+    assert float(accuracy) > 0.8 and "images" not in out
+    assert "my sequences: 1438 to train on, 359 to test; " in err
+    assert keras.models.load_model("sequences.keras").input_shape == (None, 8, 8)
 
 
-def test_curves_are_event_files_of_their_own_for_each_run(settings, small_data_dir, tmp_path, capsys):
-    settings(**QUICK, DATA_DIR=str(small_data_dir), LOG_DIR=str(tmp_path / "logs"))
-    for _ in range(2):
-        assert rnn_mnist.main() == 0
-    log = capsys.readouterr().out
-    folders = list((tmp_path / "logs").iterdir())
-    assert len(folders) == 2
-    for folder in folders:
-        path, = folder.iterdir()
-        points = {}
-        for record in tf.data.TFRecordDataset(str(path)):
-            event = tf.compat.v1.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                points.setdefault(value.tag, []).append((event.step, float(tf.make_ndarray(value.tensor))))
-        shown = re.findall(r"Iter (\d+), Minibatch Loss= (\S+), Training Accuracy= (\S+)", log)[:2]
-        assert [step for step, _ in points["minibatch loss"]] == [int(step) for step, _, _ in shown] == [1000, 2000]
-        for tag, column, rounding in [("minibatch loss", 1, 1e-6), ("minibatch accuracy", 2, 1e-5)]:
-            expected = [float(row[column]) for row in shown]
-            assert [value for _, value in points[tag]] == pytest.approx(expected, abs=rounding)
-        (step, accuracy), = points["test accuracy"]
-        assert step == 2900 and f"all 300 images: {np.float32(accuracy)!s}\n" in log
+# changes of the network
+
+
+def edits(page):
+    """Returns [(where, code, accuracy, time)] of the rows of a page's table of networks."""
+    rows = [[cell.strip() for cell in row.strip("|").split(" | ")]
+            for row in re.findall(r"^\| .*\|$", page, re.MULTILINE)]
+    return [(where, re.findall(r"`([^`]+)`", code), *figures) for _, where, code, *figures in
+            (row for row in rows if len(row) == 5) if re.match(r"`(keras\.|\w+ = )", code)]
+
+
+def edit(source, where, code):
+    """Types lines of code above, below or in place of a layer, or an assignment, of build_model."""
+    how, name = re.fullmatch(r"(\w+) `(\w+)`", where).groups()
+    tree = ast.parse(source)
+    function, = [node for node in tree.body if getattr(node, "name", "") == "build_model"]
+    found = [node for node in ast.walk(function)
+             if isinstance(node, ast.Assign) and node.targets[0].id == name
+             or isinstance(node, ast.Call) and (
+                 getattr(node.func, "attr", "").lower() == name  # the LSTM has no name of its own
+                 or any(keyword.arg == "name" and ast.literal_eval(keyword.value) == name
+                        for keyword in node.keywords))]
+    assert len(found) == 1, f"{name} is not in build_model, once"
+    lines = source.splitlines()
+    first, last = found[0].lineno - 1, found[0].end_lineno
+    start, end = {"above": (first, first), "below": (last, last), "for": (first, last)}[how]
+    lines[start:end] = [" " * found[0].col_offset + line for line in code]
+    return "\n".join(lines) + "\n"
+
+
+def numbers():
+    sequences = np.random.default_rng(0).random([96, 7, 5], np.float32)
+    return (sequences, np.arange(96) % 4), (sequences, np.arange(96) % 4), "numbers"
+
+
+def train_edited(folder, changes, **constants):
+    path = script(folder, **{**dict(N_STEPS=7, N_INPUT=5, N_HIDDEN=8, N_CLASSES=4, BATCH_SIZE=32,
+                                    TRAINING_ITERS=161, DISPLAY_STEP=2), **constants})
+    source = path.read_text(encoding="utf-8")
+    for where, code in changes:
+        assert (source := edit(source, where, code)) != path.read_text(encoding="utf-8")
+    path.write_text(source, encoding="utf-8")
+    module = imported(path)
+    module.load_data = numbers
+    assert module.main() == 0
+    return keras.models.load_model("rnn_mnist.keras"), module.build_model()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where, code", [row[:2] for row in edits(README)])
+def test_a_changed_network_trains(where, code, settings, tmp_path, capsys):
+    settings()
+    saved, built = train_edited(tmp_path, [(where, code)])
+    line = r"Iter \d+, Minibatch Loss= \d+\.\d{6}, Training Accuracy= [01]\.\d{5}\n"
+    assert re.fullmatch(rf"({line}){{2}}"
+                        r"Optimization Finished!\nTesting Accuracy: \S+\n"
+                        r"Testing Accuracy, all 96 sequences: \S+\n", capsys.readouterr().out)
+    for model in (saved, built):
+        kinds = [type(layer).__name__ for layer in model.layers]
+        for line in code:
+            if kind := re.match(r"keras\.layers\.(\w+)", line):
+                assert kind[1] in kinds
+        optimizer = re.match(r"optimizer = keras\.optimizers\.(\w+)", code[0])
+        assert type(model.optimizer).__name__ == (optimizer[1] if optimizer else "Adam")
+
+
+@pytest.mark.slow
+def test_the_line_for_pixels_one_by_one_trains(settings, tmp_path):
+    settings()
+    text = " ".join(README.split())
+    code, where = re.search(r"`(keras\.layers\.Conv1D[^`]*)` (for `hidden`)", text).groups()
+    saved, _ = train_edited(tmp_path, [(where, [code.replace("28", "3")])])
+    assert saved.layers[0].output.shape == (None, 2, 8)
+
+
+def test_the_table_of_networks_is_whole():
+    rows = edits(README)
+    assert len(rows) >= 10
+    for _, _, accuracy, time in rows:
+        assert re.fullmatch(r"0\.\d{3}", accuracy) and re.fullmatch(r"\d\.\d", time)
+
+
+# what the pages name
 
 
 def test_the_constants_are_those_of_the_script():
     table = dict.fromkeys(name for row in re.findall(r"^\| (`[A-Z_`, ]+`) \|", README, re.MULTILINE)
                           for name in re.findall(r"[A-Z_]+", row))
     tree = ast.parse((ROOT / "rnn_mnist.py").read_text(encoding="utf-8"))
-    constants = [node.targets[0].id for node in tree.body if isinstance(node, ast.Assign)]
-    assert set(table) == set(constants) - {"CORES"}
+    first_function = min(node.lineno for node in tree.body if isinstance(node, ast.FunctionDef))
+    constants = [node.targets[0].id for node in tree.body if node.lineno < first_function
+                 and isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)]
+    assert set(table) == set(constants)
+
+
+def test_the_chinese_page_says_the_same():
+    def without_comments(code):
+        return re.sub(r" *#.*", "", code)
+
+    def commands(page):
+        return re.findall(r"^    (\S.*)$", re.sub(BLOCK, "", page), re.MULTILINE)
+
+    assert [*map(without_comments, BLOCK.findall(CHINESE))] == \
+        [*map(without_comments, BLOCK.findall(README))]
+    assert commands(CHINESE) == commands(README)
+    assert [row[1:] for row in edits(CHINESE)] == [row[1:] for row in edits(README)]
+    places = {"above": "上方", "below": "下方", "for": "替换"}
+    for (where, *_), (chinese, *_) in zip(edits(README), edits(CHINESE)):
+        place, name = where.split()
+        assert sorted(chinese.split()) == sorted([places[place], name])
+    for page in (README, CHINESE):
+        assert len(page.splitlines()) <= 220
 
 
 def test_the_gpu_version_is_the_required_one():
-    required = re.search(r"^tensorflow(==[\d.]+)", (ROOT / "requirements.txt").read_text(), re.MULTILINE)[1]
-    assert set(re.findall(r"tensorflow\[and-cuda\](==[\d.]+)", README)) == {required}
+    requirements = (ROOT / "requirements.txt").read_text()
+    required = re.search(r"^tensorflow(==[\d.]+)", requirements, re.MULTILINE)[1]
+    named = {version for page in PAGES.values()
+             for version in re.findall(r"tensorflow\[and-cuda\](==[\d.]+)", page)}
+    assert named == {required}
 
 
 def test_next_years_releases_of_what_the_script_imports_are_kept_out():
     requirements = (ROOT / "requirements.txt").read_text().splitlines()
     tree = ast.parse((ROOT / "rnn_mnist.py").read_text(encoding="utf-8"))
-    modules = [alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names]
-    imported = {module.partition(".")[0] for module in modules}
-    for name in imported - sys.stdlib_module_names:
-        lines = [line for line in requirements if re.match(name.replace("_", "-") + r"\b(?!-)", line)]
+    modules = {alias.name.partition(".")[0] for node in tree.body if isinstance(node, ast.Import)
+               for alias in node.names}
+    for name in modules - sys.stdlib_module_names:
+        package = name.replace("_", "-")
+        lines = [line for line in requirements if re.match(package + r"\b(?!-)", line)]
         assert lines and all(re.match(r"[\w-]+(==|>=.*,<)\d", line) for line in lines), name
 
 
-def test_the_files_of_the_commands_are_there():
-    for path in re.findall(r"(?:-r |python |\()((?:\w+/)*\w+\.(?:txt|py|png))\b", README):
-        assert pathlib.Path(ROOT, path).exists(), path
+def headings(page):
+    """Returns the anchors that GitHub makes of a page's headings."""
+    return {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
+            for title in re.findall(r"^#+ (.*)$", page, re.MULTILINE)}
+
+
+def test_what_links_and_commands_name_is_there():
+    for name, page in PAGES.items():
+        folder = ROOT if name == "README.md" else ROOT / "docs"
+        for path in re.findall(r"(?:-r |python )((?:\w+/)*\w+\.(?:txt|py))\b", page):
+            assert pathlib.Path(ROOT, path).exists(), f"{name}: {path}"
+        for path, anchor in re.findall(r"\]\((?!http)([^)#]*)#?([^)]*)\)", page):
+            target = folder / path if path else folder / name
+            assert target.exists(), f"{name}: {path}"
+            assert not anchor or anchor in headings(PAGES[target.name]), f"{name}: {anchor}"
+
+
+def test_the_one_command_for_tests_can_be_found():  # by machines that run it as it stands
+    assert len(re.findall(r"^    .*bin/python -m pytest$", README, re.MULTILINE)) == 1

@@ -148,6 +148,7 @@ WRONG = {  # what load_data returns, and what of it the sentence names
 }
 
 
+@pytest.mark.filterwarnings("ignore:Casting complex values")
 @pytest.mark.parametrize("kind", WRONG)
 def test_a_wrong_kind_of_data_has_its_sentence(settings, refusal, kind):
     train, test, parts = WRONG[kind]

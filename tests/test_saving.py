@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_the_earlier_model_and_the_accuracies(tmp_path, small
         process = start(path, environment(TMPDIR=str(tmp_path / "temporary")))
     status, out, err = end(process)
     assert status == 1 and "Traceback" not in err and "all 300 images" in out, (status, err)
-    assert f"can't be saved to {tmp_path / 'run' / 'rnn_mnist.keras'}" in err
+    assert "can't be saved to rnn_mnist.keras" in err
     assert (tmp_path / "run" / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert len(os.listdir(tmp_path / "run")) == 3  # no litter
     # nor there, but for empty folders that Keras forgets where a save of its fails

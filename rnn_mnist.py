@@ -248,7 +248,7 @@ def has_short_way(model):
             if name not in free and not name.endswith("_initializer")}
 
     fixed = dict(kernel_initializer="zeros", dtype="float32", name="plain")  # draws no seed
-    with tf.Graph().as_default():  # for a variable of the LSTM's
+    with tf.Graph().as_default():  # keeps a variable of the LSTM's out of the training's graph
         plain = [keras.layers.Dense(1, **fixed),
                  keras.layers.LSTM(1, recurrent_initializer="zeros", seed=0, **fixed),
                  keras.layers.Dense(1, "softmax", **fixed)]

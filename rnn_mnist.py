@@ -325,7 +325,7 @@ def check_settings():
         with contextlib.suppress(OSError, TypeError, ValueError):
             path = pathlib.Path(os.path.expanduser(folder)).absolute()
             tempfile.TemporaryFile(dir=next(filter(os.path.exists, (path, *path.parents)))).close()
-            return folder != "" and ":/" not in str(folder)[2:]  # no C:/, but a bucket
+            return folder != "" and "://" not in str(folder)
 
     local, whole = "a local folder that can be written", "a whole number from 1 to 10**12"
     settings = {  # by name: whether it is right, and what it must be
@@ -337,7 +337,7 @@ def check_settings():
         "SEED": (SEED is None or number(SEED, 0, 2**32 - 1), "from 0 to 2**32 - 1, or None"),
         "MODEL_PATH": (MODEL_PATH is None or str(MODEL_PATH).endswith(".keras")
                        and not os.path.isdir(os.path.expanduser(MODEL_PATH))
-                       and writable(pathlib.Path(MODEL_PATH).parent),
+                       and writable(os.path.dirname(MODEL_PATH) or "."),
                        f"a file ending in .keras in {local}, or None"),
         "LOG_DIR": (LOG_DIR is None or writable(LOG_DIR) and find_spec("tensorboard"),
                     f"{local}, with TensorBoard (pip install tensorboard), or None"),

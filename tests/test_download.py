@@ -5,7 +5,6 @@ answers stands for them.
 """
 
 import importlib.util
-import os
 import signal
 import tempfile
 import time

@@ -91,6 +91,11 @@ def test_a_folder_is_no_model_file(settings, tmp_path, refusal):
     assert refusal().startswith("MODEL_PATH = 'folder.keras' must be a file ending in .keras")
 
 
+def test_a_colon_in_the_name_of_a_folder_makes_no_bucket_of_it(settings):
+    settings(DATA_DIR="run:/data", MODEL_PATH="run:/model.keras", LOG_DIR="run:/logs")
+    rnn_mnist.check_settings()
+
+
 def test_a_name_too_long_for_a_file_ends_in_no_traceback(settings):
     settings(MODEL_PATH=f"{'too long ' * 30}.keras")
     with contextlib.suppress(SystemExit):  # it may be refused, or lead the model elsewhere

@@ -1,11 +1,13 @@
 """Reads MNIST's digits row by row with an LSTM: a TensorFlow 0.8 script, ported to Keras 3.
 
-The constants are its settings; README.md explains it. Standard output is the original's log alone.
+The constants are its settings; README.md explains it. Standard output is the original's log and,
+as its last line, the accuracy on the whole test set.
 """
 
-# The task, first of three parts: the one to read, and to change as you like.
+# The task, first of four parts: the one to read, and to change as you like.
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -15,8 +17,8 @@ import pathlib
 import signal
 import sys
 import tempfile
-import types
-from importlib.util import find_spec
+import threading
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
 os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")  # else it takes all of a GPU's memory
@@ -33,7 +35,7 @@ DATA_DIR = None  # folder for TFDS's data; None: $TFDS_DATA_DIR or ~/tensorflow_
 OFFLINE_SAMPLE = True  # where MNIST can't be had: True trains on bundled UCI digits, False stops
 
 # training
-LEARNING_RATE = 0.001  # Adam's step size
+LEARNING_RATE = 0.001  # Adam's step size, or one of keras.optimizers.schedules
 TRAINING_ITERS = 100000  # training images, counted each time they are seen
 BATCH_SIZE = 128  # images in a minibatch
 DISPLAY_STEP = 10  # minibatches from one log line to the next
@@ -52,42 +54,37 @@ LOG_DIR = None  # folder for TensorBoard's curves, a subfolder a run; None: no c
 
 
 def load_data():
-    """Returns (sequences, labels) to train on, the same to test, and the name of the data.
+    """Returns (train_x, train_y), (test_x, test_y) and the name of the data.
 
-    Sequences are float32 [n, N_STEPS, N_INPUT]: the rows of images, their pixels from 0 to 1.
-    Labels are whole numbers [n] below N_CLASSES. Data of your own may take their place.
+    x are sequences, float32 [n, N_STEPS, N_INPUT]: the rows of images, their pixels from 0 to 1.
+    y are labels, whole numbers [n] below N_CLASSES. Data of your own may take their place.
     """
-    name, splits = ("MNIST", read_mnist()) if fetch_mnist() else (SAMPLE, read_uci_digits())
-    train, test = [(np.multiply(images, 1 / 255, dtype=np.float32).reshape(-1, N_STEPS, N_INPUT),
-                    labels) for images, labels in splits]
-    return train, test, name
+    if N_STEPS * N_INPUT != 28 * 28:
+        raise TrainingError(f"N_STEPS = {N_STEPS} times N_INPUT = {N_INPUT} must be 784, the "
+                            "pixels of an image.")
+    if fetch_mnist():
+        (train_images, train_y), (test_images, test_y) = read_mnist()
+        name = "MNIST"
+    else:
+        (train_images, train_y), (test_images, test_y) = read_uci_digits()
+        name = SAMPLE
+    return (rows_of(train_images), train_y), (rows_of(test_images), test_y), name
 
 
-def read_mnist():
-    """Returns (images uint8 [n, 28, 28, 1], labels int64 [n]) to train on and to test.
-
-    Like the original, it sets the first 5,000 of the 60,000 training images aside.
-    """
-    mnist_dir, files_dir = mnist_dirs()
-    with on_failure(f"MNIST in {mnist_dir} can't be read: set another DATA_DIR or move it away."):
-        # If the folder exists meanwhile, another run was faster.
-        with contextlib.suppress(FileExistsError), contextlib.redirect_stdout(sys.stderr):
-            tfds.builder("mnist", data_dir=mnist_dir.parents[1]).download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=files_dir, extract_dir=files_dir / "extracted"))
-        mnist = tfds.builder_from_directory(mnist_dir)
-        return tfds.as_numpy(mnist.as_dataset(["train[5000:]", "test"], batch_size=-1,
-                                              as_supervised=True))
+def rows_of(images):
+    """Cuts images, uint8 [n, 28, 28, 1], into float32 [n, N_STEPS, N_INPUT] from 0 to 1."""
+    pixels = np.multiply(images, 1 / 255, dtype=np.float32)
+    return pixels.reshape(-1, N_STEPS, N_INPUT)
 
 
-def minibatches(sequences, labels):
+def minibatches(x, y):
     """Yields BATCH_SIZE of both without end: each epoch in a new order, its short tail dropped."""
     generator = np.random.default_rng(SEED)
     while True:
-        order = generator.permutation(len(labels))
+        order = generator.permutation(len(y))
         for start in range(0, len(order) - BATCH_SIZE + 1, BATCH_SIZE):
             chosen = order[start:start + BATCH_SIZE]
-            yield sequences[chosen], labels[chosen]
+            yield x[chosen], y[chosen]
 
 
 def start_generators():
@@ -104,135 +101,262 @@ def build_model():
     keras.config.set_floatx("float32")  # the original's, whatever a keras.json says
     keras.config.set_dtype_policy("float32")
     tf.config.experimental.enable_tensor_float_32_execution(False)  # which rounds, on a GPU
-    normal = functools.partial(keras.initializers.RandomNormal, stddev=1.0)
+
+    stddev = 1.0  # of the first weights and biases around the LSTM
     # The original's LSTM had one kernel for its input and its last output together, uniform with
     # variance 1 / fan-in; Keras has two. Its forget gate added 1; Keras starts its bias at 1.
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
-    uniform = functools.partial(keras.initializers.RandomUniform, -bound, bound)
+
+    def normal():
+        return dict(kernel_initializer=keras.initializers.RandomNormal(stddev=stddev),
+                    bias_initializer=keras.initializers.RandomNormal(stddev=stddev))
+
+    def uniform():
+        return dict(kernel_initializer=keras.initializers.RandomUniform(-bound, bound),
+                    recurrent_initializer=keras.initializers.RandomUniform(-bound, bound))
+
     model = keras.Sequential([
         keras.Input([N_STEPS, N_INPUT]),
-        keras.layers.Dense(N_HIDDEN, kernel_initializer=normal(), bias_initializer=normal(),
-                           name="hidden"),
-        keras.layers.LSTM(N_HIDDEN, kernel_initializer=uniform(), recurrent_initializer=uniform()),
-        keras.layers.Dense(N_CLASSES, "softmax", kernel_initializer=normal(),
-                           bias_initializer=normal(), name="out"),
+        keras.layers.Dense(N_HIDDEN, **normal(), name="hidden"),
+        keras.layers.LSTM(N_HIDDEN, **uniform(), name="lstm"),
+        keras.layers.Dense(N_CLASSES, "softmax", **normal(), name="out"),
     ])
-    optimizer = keras.optimizers.Adam(float(LEARNING_RATE), epsilon=1e-8)  # Keras's own: 1e-7
+    learning_rate = LEARNING_RATE
+    if isinstance(learning_rate, numbers.Real):  # else a schedule
+        learning_rate = float(learning_rate)
+    optimizer = keras.optimizers.Adam(learning_rate, epsilon=1e-8)  # Keras's own epsilon: 1e-7
     model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def outputs_of(model, sequences, training):
-    """Returns what `model` makes of `sequences` [n, N_STEPS, N_INPUT]: [n, N_CLASSES].
+def outputs_of(model, x, training):
+    """Returns what `model` makes of sequences [n, N_STEPS, N_INPUT]: [n, N_CLASSES].
 
-    The short way, explained in the second part, gives the same sooner.
+    The short way, explained in the part on speed, gives the same up to rounding, but sooner.
     """
     if has_short_way(model):
-        return short_way(model, sequences)
-    return model(sequences, training=training)
+        return short_way(model, x)
+    return model(x, training=training)
 
 
-def train_step(model, sequences, labels):
+def train_step(model, x, y):
     """Updates the weights once, for a minibatch [n, N_STEPS, N_INPUT] and its labels int64 [n]."""
     if type(model).train_step is not keras.Model.train_step:  # the model has one of its own
-        return model.train_step((sequences, labels))
+        return model.train_step((x, y))
     with tf.GradientTape() as tape:
-        outputs = outputs_of(model, sequences, training=True)
-        loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
+        outputs = outputs_of(model, x, training=True)
+        loss = model.compute_loss(x=x, y=y, y_pred=outputs)
         loss = model.optimizer.scale_loss(loss)  # the same loss, but for mixed precision
     gradients = tape.gradient(loss, model.trainable_variables)
     model.optimizer.apply(gradients, model.trainable_variables)
 
 
-def evaluate(model, sequences, labels):
+def evaluate(model, x, y):
     """Returns the loss that training lowers, and the share of the sequences classified right."""
-    outputs = outputs_of(model, sequences, training=False)
-    loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
-    right = tf.argmax(outputs, axis=1) == labels
+    outputs = outputs_of(model, x, training=False)
+    loss = model.compute_loss(x=x, y=y, y_pred=outputs)
+    right = tf.argmax(outputs, axis=1) == y
     return tf.reduce_mean(loss), tf.reduce_mean(tf.cast(right, tf.float32))
 
 
-def train(model, sequences, labels, run):
-    """Trains until it has seen TRAINING_ITERS sequences or `run.signals` holds a signal."""
-    update, measure = (tf.function(each, autograph=False) for each in (train_step, evaluate))
-    batches = minibatches(sequences, labels)
-    step = 1
-    while step * BATCH_SIZE < TRAINING_ITERS and not run.signals:
-        batch = next(batches)
-        update(model, *batch)
-        run.seen = step * BATCH_SIZE
-        if step % DISPLAY_STEP == 0:
-            loss, accuracy = map(float, measure(model, *batch))
-            stop_if_diverged(model, run.seen, loss)
-            print(f"Iter {run.seen}, Minibatch Loss= {loss:.6f}, "
+@dataclasses.dataclass
+class Progress:
+    """How far a training has come."""
+
+    seen: int = 0  # training images, counted each time they are seen
+    signals: list = dataclasses.field(default_factory=list)  # which ask it to stop
+    lost: bool = False  # by a divergence or a second Ctrl-C
+    misplaced: str = ""  # a sentence, if the model could not be saved in its place
+
+    @property
+    def finished(self):
+        return self.seen + BATCH_SIZE >= TRAINING_ITERS
+
+    @property
+    def learned(self):
+        """Whether there is something to keep, which may take an earlier model's place."""
+        return not self.lost and (self.finished or self.seen > BATCH_SIZE)
+
+
+def train(model, x, y, progress):
+    """Trains until TRAINING_ITERS images have been seen, or a signal asks to stop."""
+    update = tf.function(train_step, autograph=False)
+    measure = tf.function(evaluate, autograph=False)
+    batches = minibatches(x, y)
+    while not progress.finished and not progress.signals:
+        batch_x, batch_y = next(batches)
+        update(model, batch_x, batch_y)
+        progress.seen += BATCH_SIZE
+        if progress.seen % (DISPLAY_STEP * BATCH_SIZE) == 0:
+            loss, accuracy = measure(model, batch_x, batch_y)
+            stop_if_diverged(model, progress, loss)
+            print(f"Iter {progress.seen}, Minibatch Loss= {loss:.6f}, "
                   f"Training Accuracy= {accuracy:.5f}", flush=True)
-            draw(run, {"minibatch loss": loss, "minibatch accuracy": accuracy})
-        step += 1
-    if run.seen:
+            draw("minibatch loss", loss, progress)
+            draw("minibatch accuracy", accuracy, progress)
+    if progress.seen:
         model.optimizer.finalize_variable_values(model.trainable_variables)  # for use_ema=True
-        stop_if_diverged(model, run.seen, measure(model, *batch)[0])  # by the last update
+        loss, _ = measure(model, batch_x, batch_y)
+        stop_if_diverged(model, progress, loss)  # by the last update
 
 
-def test(model, sequences, labels, name):
+def draw(name, value, progress):
+    """Adds a point to one of TensorBoard's curves, if there is a LOG_DIR."""
+    if LOG_DIR is not None:
+        with contextlib.suppress(tf.errors.OpError):  # curves_to_log_dir says so in the end
+            tf.summary.scalar(name, value, progress.seen)
+
+
+def test(model, x, y, name):
     """Prints the accuracy on the first TEST_LEN, as the original did, and on all; returns it."""
     predict = tf.function(functools.partial(outputs_of, training=False), autograph=False)
-    outputs = [predict(model, sequences[n:n + BATCH_SIZE])
-               for n in range(0, len(labels), BATCH_SIZE)]
-    right = np.concatenate(outputs).argmax(axis=1) == labels
-    first, accuracy = (part.mean(dtype=np.float32) for part in (right[:TEST_LEN], right))
+    outputs = [predict(model, x[n:n + BATCH_SIZE]) for n in range(0, len(y), BATCH_SIZE)]
+    right = np.concatenate(outputs).argmax(axis=1) == y
+    of_first, of_all = right[:TEST_LEN].mean(dtype=np.float32), right.mean(dtype=np.float32)
     note = f" ({name})" if name == SAMPLE else ""
     noun = "images" if name in ("MNIST", SAMPLE) else "sequences"
-    print(f"Testing Accuracy: {first!s}{note}\n"
-          f"Testing Accuracy, all {len(labels)} {noun}: {accuracy!s}{note}", flush=True)
-    return accuracy
+    print(f"Testing Accuracy: {of_first!s}{note}\n"
+          f"Testing Accuracy, all {len(y)} {noun}: {of_all!s}{note}", flush=True)
+    return float(right.mean())
 
 
 def main():
-    """Loads, builds, trains, saves and tests; returns 0, or 1 if MODEL_PATH can't be written."""
+    """Loads, builds, trains, saves and tests; returns the accuracy on the whole test set.
+
+    What can't be trained is a TrainingError. Where a signal came before anything was learned, and
+    whoever handles it goes on, there is no accuracy: nan.
+    """
     check_settings()
-    use_every_core()
     start_generators()
-    (sequences, labels), test_set, name = check_data(load_data())
+    (train_x, train_y), (test_x, test_y), name = check_data(load_data())
     start_generators()  # anew, for TFDS draws from them when it prepares
     model = check_model(build_model())
-    say(f"{name}: {len(labels)} to train on, {len(test_set[1])} to test; "
+    say(f"{name}: {len(train_y)} to train on, {len(test_y)} to test; "
         f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates by minibatches of {BATCH_SIZE}.")
-    with hold_signals() as run:
-        failure = None
-        try:
-            train(model, sequences, labels, run)
-        except Exception as error:
-            failure = error  # to be raised once the model is saved
-        seconds = (datetime.datetime.now() - run.start).total_seconds()
-        finished = run.seen + BATCH_SIZE >= TRAINING_ITERS
-        learned = finished or run.seen > BATCH_SIZE  # enough for an earlier model's place
-        saved = not learned or save(model, run.seen, name)
-        by = f" by {signal.Signals(run.signals[0]).name}" if run.signals else ""
-        say(f"Training ended{by} at Iter {run.seen} after {seconds:.1f} s.")
-        if failure:
-            raise failure
-        if finished:
+    progress, accuracy = Progress(), float("nan")
+    with hold_signals(progress), curves_to_log_dir():
+        with keep_what_is_learned(model, progress, name):
+            train(model, train_x, train_y, progress)
+        if progress.finished:
             print("Optimization Finished!", flush=True)
-        if learned:
-            draw(run, {"test accuracy": test(model, *test_set, name)})
-    return int(not saved)
+        if progress.learned:
+            accuracy = test(model, test_x, test_y, name)
+            draw("test accuracy", accuracy, progress)
+    if progress.misplaced:
+        raise TrainingError(progress.misplaced)
+    return accuracy
 
 
-# Speed, the second part, may be skipped, or deleted with what calls it: the log is the same.
+# The data, the second part, may be skipped by whoever brings their own.
+
+SAMPLE = "UCI digits, not MNIST"  # the name of what stands in for MNIST
+
+
+def data_dir():
+    """Returns the folder of TFDS's data sets."""
+    folder = DATA_DIR or os.getenv("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return pathlib.Path(os.path.expanduser(folder))
+
+
+def mnist_dir():
+    """Returns the folder of MNIST as TFDS prepares it."""
+    return data_dir() / "mnist" / str(tfds.builder_cls("mnist").VERSION)
+
+
+def files_dir():
+    """Returns the folder of MNIST's four files.
+
+    In TFDS's own folder for such files, those of other data sets have the same names.
+    """
+    return data_dir() / "downloads" / "mnist"
+
+
+def read_mnist():
+    """Returns (images uint8 [n, 28, 28, 1], labels int64 [n]) to train on, and the same to test.
+
+    Like the original, it sets the first 5,000 of the 60,000 training images aside.
+    """
+    sentence = f"MNIST in {mnist_dir()} can't be read: set another DATA_DIR or move it away."
+    with on_failure(sentence, refuse):
+        if not mnist_dir().exists():
+            prepare_mnist()
+        mnist = tfds.builder_from_directory(mnist_dir())
+        return tfds.as_numpy(mnist.as_dataset(["train[5000:]", "test"], batch_size=-1,
+                                              as_supervised=True))
+
+
+def prepare_mnist():
+    """Lets TFDS prepare MNIST from its four files."""
+    with (
+        contextlib.suppress(FileExistsError),  # another run was faster
+        contextlib.redirect_stdout(sys.stderr),  # for TFDS announces what it does
+        # TFDS would share what it extracts with other runs, and with data sets whose files have
+        # the same names.
+        tempfile.TemporaryDirectory(dir=files_dir()) as extract_dir,
+    ):
+        config = tfds.download.DownloadConfig(manual_dir=files_dir(), extract_dir=extract_dir)
+        tfds.builder("mnist", data_dir=data_dir()).download_and_prepare(download_config=config)
+
+
+def fetch_mnist():
+    """Fetches what is missing of MNIST's four files; returns whether MNIST can be read now."""
+    infos = tfds.builder_cls("mnist").url_infos  # {URL: a file's name, size and checksum}
+    names = ", ".join(info.filename for info in infos.values())
+    sentence = (f"MNIST can be neither read from {data_dir()} nor fetched. To get it, put {names} "
+                f"into {files_dir()} and run again. A SOCKS proxy needs pip install pysocks, a "
+                "certificate of your organization REQUESTS_CA_BUNDLE.")
+    can_be_read = False
+    with on_failure(sentence, say if OFFLINE_SAMPLE else refuse, OSError):
+        if not mnist_dir().exists():
+            for url, info in infos.items():
+                fetch_file(url, info)
+        can_be_read = True
+    return can_be_read
+
+
+def fetch_file(url, info):
+    """Fetches a file, unless it is there; `info` is its name, size in bytes and checksum."""
+    def is_right(content):
+        return hashlib.sha256(content).hexdigest() == info.checksum
+
+    path = files_dir() / info.filename
+    if path.exists():
+        if not is_right(path.read_bytes()):
+            raise TrainingError(f"{path} is not MNIST's file, by its checksum: put the right one "
+                                "there, or delete it to have it fetched.")
+        return
+    say(f"Fetching {url} to {files_dir()}.")
+    reply = requests.get(url, stream=True, timeout=(3, 12))  # seconds to connect, and to read on
+    reply.raise_for_status()
+    chunks = tqdm.tqdm(reply.iter_content(1024), total=info.size // 1024 + 1, unit="kB")
+    content = b"".join(chunks)
+    if not is_right(content):
+        raise OSError(f"what came from {url} is not MNIST's file, by its checksum")
+    write_whole(path, lambda part: part.write_bytes(content))
+
+
+def read_uci_digits():
+    """Returns 1,541 and 256 UCI digits (Alpaydin, Kaynak, 1998) as `read_mnist` does MNIST."""
+    folder = pathlib.Path()  # a notebook's
+    if "__file__" in globals():
+        folder = pathlib.Path(__file__).parent
+    path = folder.absolute() / "uci_digits.npz"
+    with on_failure(f"The UCI digits can't be read from {path} either: put them there.", refuse):
+        with np.load(path) as digits:
+            images, labels = digits["images"], digits["labels"]  # [1797, 8, 8], [1797]
+    images = tf.round(tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16))
+    images = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)]).astype(np.uint8)  # as in MNIST
+    order = np.random.RandomState(0).permutation(len(images))  # the same for every NumPy
+    return [(images[part], labels[part]) for part in (order[256:], order[:256])]
+
+
+# Speed, the third part, may be skipped, or deleted with what calls it: the log is the same up to
+# rounding.
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 with contextlib.suppress(OSError, ValueError):  # a container on Linux may have the time of fewer
     quota, period = pathlib.Path("/sys/fs/cgroup/cpu.max").read_text().split()
     CORES = min(CORES, max(1, round(int(quota) / int(period))))
-
-
-def use_every_core():
-    """Lets the shards of `short_way` run side by side on a CPU, each on one core."""
-    if not tf.config.list_physical_devices("GPU"):
-        with contextlib.suppress(RuntimeError):  # too late, where a notebook has used TensorFlow
-            tf.config.threading.set_intra_op_parallelism_threads(1)
-            threads = min(CORES, max(2, BATCH_SIZE // 32))
-            tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 def has_short_way(model):
@@ -247,23 +371,25 @@ def has_short_way(model):
             for name, value in layer.get_config().items()
             if name not in free and not name.endswith("_initializer")}
 
+    if tf.config.list_physical_devices("GPU") or type(model) is not keras.Sequential:
+        return False
+    if [tensor.dtype for tensor in getattr(model, "inputs", [])] != ["float32"]:
+        return False
     fixed = dict(kernel_initializer="zeros", dtype="float32", name="plain")  # draws no seed
     with tf.Graph().as_default():  # keeps a variable of the LSTM's out of the training's graph
         plain = [keras.layers.Dense(1, **fixed),
                  keras.layers.LSTM(1, recurrent_initializer="zeros", seed=0, **fixed),
                  keras.layers.Dense(1, "softmax", **fixed)]
-    return (not tf.config.list_physical_devices("GPU") and type(model) is keras.Sequential
-            and [tensor.dtype for tensor in getattr(model, "inputs", [])] == ["float32"]
-            and [*map(type, model.layers)] == [*map(type, plain)]
+    return ([*map(type, model.layers)] == [*map(type, plain)]
             and [*map(options, model.layers)] == [*map(options, plain)])
 
 
-def short_way(model, sequences):
+def short_way(model, x):
     """Returns the outputs of a `model` that has the short way, each core at work on a shard."""
     hidden, lstm, out = model.layers
-    number = max(1, min(CORES, sequences.shape[0] // 32))  # less is not worth a thread
-    sizes = [len(shard) for shard in np.array_split(range(sequences.shape[0]), number)]
-    shards = [last_output(hidden, lstm.cell, rows) for rows in tf.split(sequences, sizes)]
+    number = max(1, min(CORES, x.shape[0] // 32))  # less is not worth a thread
+    sizes = [len(shard) for shard in np.array_split(range(x.shape[0]), number)]
+    shards = [last_output(hidden, lstm.cell, rows) for rows in tf.split(x, sizes)]
     return out.activation(tf.matmul(tf.concat(shards, axis=0), out.kernel) + out.bias)
 
 
@@ -293,9 +419,16 @@ def last_output(hidden, cell, rows):
     return h
 
 
-# Faults, the third part, may be skipped, too. It keeps them from costing anyone their work.
+# Guards, the fourth part, may be skipped, too. They keep what goes wrong from costing your work.
 
-SAMPLE = "UCI digits, not MNIST"  # the name of what stands in for MNIST
+
+class TrainingError(Exception):
+    """What can't be trained or saved, or has diverged: a sentence that says why, and what to do."""
+
+
+def refuse(sentence):
+    """Raises a TrainingError."""
+    raise TrainingError(sentence)
 
 
 def say(text):
@@ -306,212 +439,230 @@ def say(text):
 
 
 @contextlib.contextmanager
-def on_failure(sentence, tell=sys.exit, kinds=Exception):
-    """Tells `sentence`, and what went wrong first, if the block raises one of `kinds`."""
+def on_failure(sentence, tell, kinds=Exception):
+    """Hands `tell` the sentence, with what went wrong, if the block raises one of `kinds`."""
     try:
         yield
     except kinds as error:
-        while cause := error.__cause__ or (not error.__suppress_context__ and error.__context__):
-            error = cause
-        tell(f"{sentence} ({type(error).__name__}: {error}".splitlines()[0] + ")")
+        tell(f"{sentence} ({in_short(error)})")
+
+
+def in_short(error):
+    """Returns the kind of an error, or of what caused it, and the first line of its text."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def check_settings():
-    """Ends the program with a sentence for each constant that is wrong."""
-    def number(value, low=1, high=10**12, kind=numbers.Integral):
+    """Raises a TrainingError with a sentence for each constant that is wrong."""
+    def number(value, kind, low, high):
         return isinstance(value, kind) and not isinstance(value, bool) and low <= value <= high
 
-    def writable(folder):  # tried in that part of the path that is there
-        with contextlib.suppress(OSError, TypeError, ValueError):
-            path = pathlib.Path(os.path.expanduser(folder)).absolute()
-            tempfile.TemporaryFile(dir=next(filter(os.path.exists, (path, *path.parents)))).close()
-            return folder != "" and "://" not in str(folder)
+    def local(path):
+        return isinstance(path, (str, os.PathLike)) and str(path) != "" and "://" not in str(path)
 
-    local, whole = "a local folder that can be written", "a whole number from 1 to 10**12"
-    settings = {  # by name: whether it is right, and what it must be
-        "DATA_DIR": (DATA_DIR is None or mnist_dirs()[0].exists() or writable(DATA_DIR),
-                     f"{local} or holds MNIST, or None"),
-        "TFDS_DATA_DIR": (DATA_DIR or "://" not in os.getenv("TFDS_DATA_DIR", ""), local),
-        "OFFLINE_SAMPLE": (isinstance(OFFLINE_SAMPLE, bool), "True or False"),
-        "LEARNING_RATE": (number(LEARNING_RATE, 1e-37, 3e38, numbers.Real), "above 0"),
-        "SEED": (SEED is None or number(SEED, 0, 2**32 - 1), "from 0 to 2**32 - 1, or None"),
-        "MODEL_PATH": (MODEL_PATH is None or str(MODEL_PATH).endswith(".keras")
-                       and not os.path.isdir(os.path.expanduser(MODEL_PATH))
-                       and writable(os.path.dirname(MODEL_PATH) or "."),
-                       f"a file ending in .keras in {local}, or None"),
-        "LOG_DIR": (LOG_DIR is None or writable(LOG_DIR) and find_spec("tensorboard"),
-                    f"{local}, with TensorBoard (pip install tensorboard), or None"),
-        **{name: (number(globals()[name]), whole) for name in "BATCH_SIZE DISPLAY_STEP N_INPUT "
-           "N_STEPS N_HIDDEN N_CLASSES TEST_LEN".split()},
-        "TRAINING_ITERS": (number(TRAINING_ITERS, BATCH_SIZE + 1 if number(BATCH_SIZE) else 1),
-                           f"{whole}, above BATCH_SIZE"),
-    }
+    def check(name, right, must_be):
+        if not right:
+            wrong.append(f"{name} = {globals()[name]!r} must be {must_be}.")
+
+    wrong = []
+    check("DATA_DIR", DATA_DIR is None or local(DATA_DIR), "a local folder, or None")
+    check("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False")
+    is_schedule = isinstance(LEARNING_RATE, keras.optimizers.schedules.LearningRateSchedule)
+    check("LEARNING_RATE", is_schedule or number(LEARNING_RATE, numbers.Real, 1e-37, 1e37),
+          "a number from 1e-37 to 1e37, or one of keras.optimizers.schedules")
+    for name in ("TRAINING_ITERS", "BATCH_SIZE", "DISPLAY_STEP", "N_INPUT", "N_STEPS", "N_HIDDEN",
+                 "N_CLASSES", "TEST_LEN"):
+        check(name, number(globals()[name], numbers.Integral, 1, 10**12),
+              "a whole number from 1 to 10**12")
+    check("SEED", SEED is None or number(SEED, numbers.Integral, 0, 2**32 - 1),
+          "a whole number from 0 to 2**32 - 1, or None")
+    is_model = local(MODEL_PATH) and str(MODEL_PATH).endswith(".keras")
+    check("MODEL_PATH", MODEL_PATH is None or is_model,
+          "a local file whose name ends in .keras, or None")
+    check("LOG_DIR", LOG_DIR is None or local(LOG_DIR), "a local folder, or None")
+    if not wrong:
+        check("TRAINING_ITERS", TRAINING_ITERS > BATCH_SIZE, f"above BATCH_SIZE = {BATCH_SIZE}")
     if keras.config.backend() != "tensorflow":
-        sys.exit(f"Keras has its {keras.config.backend()} backend: restart Python, run this first.")
-    values = {**os.environ, **globals()}
-    if wrong := [f"{name} = {values[name]!r} must be {must_be}."
-                 for name, (right, must_be) in settings.items() if not right]:
-        sys.exit("\n".join(wrong))
+        wrong.append(f"Keras has its {keras.config.backend()} backend: restart Python, and import "
+                     "or run this script first.")
+    if wrong:
+        refuse("\n".join(wrong))
 
 
 def check_data(data):
-    """Returns what load_data() returned, as float32 and int64; says what of it can't be used."""
-    checked = []
-    with (on_failure("load_data() must return (sequences, labels), the same to test, and a name."),
-          np.errstate(over="ignore")):  # what is too large for float32 is told below
-        *splits, name = data
-        for part, least, (x, y) in zip(("training", "test"), (BATCH_SIZE, 1), splits, strict=True):
-            given, y = np.asarray(x), np.asarray(y)
-            x = given.astype(np.float32, copy=False)
-            if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) < least:
-                sys.exit(f"The {part} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT)"
-                         f" = ({least} or more, {N_STEPS}, {N_INPUT}); BATCH_SIZE = {BATCH_SIZE}.")
-            if (given.dtype.kind in "cmM" or not np.isfinite([x.min(), x.max()]).all()
-                    or given.dtype.kind in "iu" and not np.array_equal(x, given)):
-                sys.exit(f"The {part} sequences are {given.dtype} from {x.min()} to {x.max()}, not "
-                         "finite numbers that float32 can hold.")
-            low, high = np.unique(y)[[0, -1]]
-            if y.shape != x.shape[:1] or y.dtype.kind not in "iub" or low < 0 or high >= N_CLASSES:
-                sys.exit(f"The {part} labels are {y.dtype} {y.shape} from {low} to {high}, not "
-                         f"whole numbers {x.shape[:1]} from 0 to N_CLASSES - 1 = {N_CLASSES - 1}. "
-                         "Try labels.astype(int), of one-hot ones labels.argmax(axis=1).")
-            checked.append((x, y.astype(np.int64)))
-    return *checked, str(name)
+    """Returns what load_data() returned, as float32 and int64; refuses what can't be used."""
+    try:
+        (train_x, train_y), (test_x, test_y), name = data
+    except (TypeError, ValueError):
+        refuse("load_data() must return (train_x, train_y), (test_x, test_y) and a name.")
+    train, test = check_split(train_x, train_y, "training"), check_split(test_x, test_y, "test")
+    if len(train_y) < BATCH_SIZE:
+        refuse(f"BATCH_SIZE = {BATCH_SIZE} must be no larger than the number of training "
+               f"sequences, {len(train_y)}.")
+    return train, test, str(name)
+
+
+def check_split(x, y, split):
+    """Returns sequences as float32 [n, N_STEPS, N_INPUT] and their labels as int64 [n]."""
+    try:
+        x = np.asarray(x)
+    except ValueError:
+        refuse(f"The {split} sequences are no array. If their lengths are unequal, "
+               "keras.utils.pad_sequences(sequences, N_STEPS, 'float32') makes one of them.")
+    y = np.asarray(y)
+    if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) == 0:
+        refuse(f"The {split} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT) = "
+               f"(1 or more, {N_STEPS}, {N_INPUT}).")
+    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
+        x = x.astype(np.float32, casting="same_kind", copy=False)  # no text, no complex numbers
+    if not np.isfinite([x.min(), x.max()]).all():
+        refuse(f"The {split} sequences hold nan, or numbers too large for float32, in "
+               f"{np.count_nonzero(~np.isfinite(x))} places: fill them in or leave them out.")
+    if y.shape != x.shape[:1]:
+        remedies = {(len(x), 1): "Of a column, labels[:, 0] takes them.",
+                    (len(x), N_CLASSES): "Of one-hot labels, labels.argmax(axis=1) makes them."}
+        refuse(f"The {split} labels have the shape {y.shape}, not {x.shape[:1]}, one for each "
+               f"sequence. {remedies.get(y.shape, '')}")
+    if y.dtype.kind not in "bui":
+        refuse(f"The {split} labels are {y.dtype}, not whole numbers. Of numbers such as 3.0 or "
+               "'3', labels.astype(int) makes them; of names, their places in a list of all.")
+    low, high = y.min(), y.max()
+    if low < 0 or high >= N_CLASSES:
+        remedy = f"If there are {high + 1} classes, set N_CLASSES = {high + 1}."
+        if low < 0 or 0 < low and high == N_CLASSES:
+            remedy = "Count them from 0."
+        refuse(f"The {split} labels go from {low} to {high}, not from 0 to N_CLASSES - 1 = "
+               f"{N_CLASSES - 1}. {remedy}")
+    return x, y.astype(np.int64)
 
 
 def check_model(model):
-    """Returns the model with all its weights made; says if it can't be used."""
+    """Returns the model with all its weights made; refuses one that can't be used."""
     if getattr(model, "optimizer", None) is None:
-        sys.exit(f"build_model() returned {model!r}, not a Keras model that is compiled.")
+        refuse(f"build_model() returned {model!r}, not a Keras model that is compiled.")
     outputs = model(keras.Input([N_STEPS, N_INPUT], BATCH_SIZE))
     if getattr(outputs, "shape", None) != (BATCH_SIZE, N_CLASSES):
-        sys.exit(f"The model returns {outputs}, not [n, N_CLASSES] = [n, {N_CLASSES}].")
+        refuse(f"The model returns {outputs}, not [n, N_CLASSES] = [n, {N_CLASSES}].")
     if not model.optimizer.built:  # else TensorFlow would trace the first update twice
         model.optimizer.build(model.trainable_variables)
-    tf.config.run_functions_eagerly(bool(model.run_eagerly))
+    if model.run_eagerly:
+        tf.config.run_functions_eagerly(True)
     return model
 
 
 @contextlib.contextmanager
-def hold_signals():
+def hold_signals(progress):
     """Holds Ctrl-C, SIGTERM, SIGHUP back to the block's end, but for a second Ctrl-C."""
-    run = types.SimpleNamespace(start=datetime.datetime.now(), signals=[], seen=0, curves=None)
-
     def hold(number, frame):
-        if number == signal.SIGINT and number in run.signals:
+        if number == signal.SIGINT and number in progress.signals:
+            progress.lost = True
             raise KeyboardInterrupt
-        run.signals.append(number)  # a closing terminal may send SIGHUP twice
+        progress.signals.append(number)  # a closing terminal may send SIGHUP twice
 
-    with contextlib.ExitStack() as earlier_handlers:
-        with contextlib.suppress(ValueError):  # only the main thread may handle signals
-            for number in {signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGINT)}:
-                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
-                    earlier_handlers.callback(signal.signal, number, signal.signal(number, hold))
-        try:
-            yield run
-        except OSError:
-            if not run.signals:  # Ctrl-C ends what reads the log, too
-                raise
-    if run.signals:
-        signal.raise_signal(run.signals[0])  # which now has its usual effect
-
-
-def stop_if_diverged(model, seen, *numbers):
-    """Ends the program, unsaved, where `numbers`, losses or weights, are not finite."""
-    if not all(np.isfinite(number).all() for number in numbers):
-        sys.exit(f"A loss or weight is not finite at Iter {seen}: the learning rate, "
-                 f"{float(model.optimizer.learning_rate):g}, is probably too high. Not saved.")
+    earlier_handlers = {}
+    try:
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+                number = getattr(signal, name, None)  # Windows has no SIGHUP
+                handler = number and signal.getsignal(number)
+                if handler not in (signal.SIG_IGN, None):  # None: not Python's
+                    earlier_handlers[number] = handler
+                    signal.signal(number, hold)
+        yield
+    finally:
+        for number, handler in earlier_handlers.items():
+            signal.signal(number, handler)
+        if progress.signals:
+            signal.raise_signal(progress.signals[0])  # which now has its usual effect
 
 
-def save(model, seen, name):
-    """Saves the model to MODEL_PATH or else elsewhere; returns whether to MODEL_PATH."""
-    stop_if_diverged(model, seen, *model.get_weights())
+@contextlib.contextmanager
+def keep_what_is_learned(model, progress, name):
+    """Saves the model at the block's end, whatever ends it, if there is something to keep."""
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        seconds = time.perf_counter() - start
+        by = f" by {signal.Signals(progress.signals[0]).name}" if progress.signals else ""
+        if progress.learned:
+            save(model, progress, name)
+        say(f"Training ended{by} at Iter {progress.seen} after {seconds:.1f} s.")
+
+
+def stop_if_diverged(model, progress, *values):
+    """Raises a TrainingError where one of `values`, losses or weights, is not finite."""
+    if not all(np.isfinite(value).all() for value in values):
+        progress.lost = True
+        refuse(f"A loss or weight is not finite at Iter {progress.seen}: the learning rate, "
+               f"{float(model.optimizer.learning_rate):g}, is probably too high. Not saved.")
+
+
+def save(model, progress, name):
+    """Saves the model to MODEL_PATH or, if that fails, its weights to a temporary file."""
+    stop_if_diverged(model, progress, *model.get_weights())
     if MODEL_PATH is None:
-        return True
-    path, other = str(MODEL_PATH), os.path.join(tempfile.gettempdir(), f"rnn_mnist-{os.getpid()}")
+        return
+    place = str(MODEL_PATH)
     if name == SAMPLE:  # so that MNIST's model keeps its place
-        path = path.removesuffix(".keras") + "-uci_digits.keras"
+        place = place.removesuffix(".keras") + "-uci_digits.keras"
+    try:
+        path = pathlib.Path(os.path.realpath(os.path.expanduser(place)))  # of a link, its target
+        write_whole(path, model.save)
+    except Exception as error:  # whatever it is, the weights can be rescued
+        say(f"The model can't be saved to {place} ({in_short(error)}).")
+        progress.misplaced = rescue(model, place)
+    else:
+        say(f"The model, trained on {name}, is saved to {path}.")
 
-    def save_weights(place):  # of a network that Keras can't write down
-        np.savez(place, *model.get_weights())
 
-    for place, write in [(path, model.save), (f"{other}.keras", model.save),
-                         (f"{other}.npz", save_weights)]:
-        with on_failure(f"The model can't be saved to {place}.", say):
-            whole = pathlib.Path(os.path.realpath(os.path.expanduser(place)))
-            write_whole(whole, write)
-            say(f"The model, trained on {name}, is saved to {whole}.")
-            return place == path
+def rescue(model, place):
+    """Saves a model's weights to a temporary file; returns a sentence about where it is now."""
+    def save_weights(part):
+        variables = model.variables + model.optimizer.variables
+        size = sum(variable.numpy().nbytes for variable in variables)
+        # On a full disk this fails, where HDF5 would crash. Twice, for what a file holds besides.
+        part.write_bytes(bytes(2 * size))
+        model.save_weights(part)
+
+    try:
+        path = pathlib.Path(tempfile.gettempdir(), f"rnn_mnist-{run_name()}.weights.h5")
+        write_whole(path, save_weights)
+    except Exception as error:
+        say(f"Its weights can't be saved to a temporary file either ({in_short(error)}).")
+        return f"The model is neither in {place} nor anywhere else."
+    say(f"Its weights are saved to {path}: build_model().load_weights({str(path)!r}) reads them.")
+    return f"The model is not in {place}, but its weights are in {path}."
+
+
+def run_name():
+    """Returns a name that no other run has: when, and in which process."""
+    return f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}"
 
 
 def write_whole(path, write):
     """Lets `write` fill a file that then takes the place of `path`, as a whole or not at all."""
-    os.makedirs(path.parent, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-        write(pathlib.Path(folder, path.name))
-        os.replace(pathlib.Path(folder, path.name), path)
+        part = pathlib.Path(folder, path.name)
+        write(part)
+        os.replace(part, path)
 
 
-def draw(run, curves):
-    """Adds a point to each of TensorBoard's `curves`, {name: value}."""
-    if LOG_DIR is not None:
-        folder = os.path.join(os.path.expanduser(LOG_DIR), f"{run.start:%Y%m%d-%H%M%S-%f}")
-        with on_failure(f"The curves can't be written to {LOG_DIR}.", say, tf.errors.OpError):
-            run.curves = run.curves or tf.summary.create_file_writer(folder)
-            with run.curves.as_default(run.seen):
-                for name, value in curves.items():
-                    tf.summary.scalar(name, value)
-
-
-def mnist_dirs():
-    """Returns the folder of MNIST as TFDS prepares it, and that of its four files."""
-    data_dir = str(DATA_DIR or os.getenv("TFDS_DATA_DIR") or "~/tensorflow_datasets")
-    data_dir = pathlib.Path(os.path.expanduser(data_dir))
-    version = str(tfds.builder_cls("mnist").VERSION)
-    # In TFDS's own folder for such files, those of other data sets have the same names.
-    return data_dir / "mnist" / version, data_dir / "downloads" / "mnist"
-
-
-def fetch_mnist():
-    """Fetches what is missing of MNIST's four files; returns whether MNIST can be read now."""
-    if N_STEPS * N_INPUT != 784:
-        sys.exit(f"N_STEPS = {N_STEPS} times N_INPUT = {N_INPUT} must be MNIST's 784 pixels.")
-    mnist_dir, folder = mnist_dirs()
-    files = {} if mnist_dir.exists() else tfds.builder_cls("mnist").url_infos
-    names = ", ".join(info.filename for info in files.values())
-    notice = (f"MNIST is not in {mnist_dir.parents[1]} and can't be fetched. To get it, put "
-              f"{names} into {folder} and run again. A SOCKS proxy needs pip install pysocks, a "
-              "network's own certificate REQUESTS_CA_BUNDLE.")
-    with on_failure(notice, say if OFFLINE_SAMPLE else sys.exit, OSError):
-        for url, info in files.items():
-            path = folder / info.filename
-            if by_hand := path.exists():
-                content = path.read_bytes()
-            else:
-                say(f"Fetching {url} to {folder}.")
-                reply = requests.get(url, stream=True, timeout=(3, 12))  # s to connect, to read on
-                reply.raise_for_status()
-                size = info.size // 1024 + 1
-                content = b"".join(tqdm.tqdm(reply.iter_content(1024), total=size, unit="kB"))
-            if hashlib.sha256(content).hexdigest() != info.checksum:
-                raise (SystemExit if by_hand else OSError)(
-                    f"{path if by_hand else url} is not MNIST's file, by its checksum.")
-            if not by_hand:
-                write_whole(path, lambda part: part.write_bytes(content))
-        return True
-
-
-def read_uci_digits():
-    """Returns 1,541 and 256 UCI digits (Alpaydin, Kaynak, 1998) as `read_mnist` does MNIST."""
-    path = pathlib.Path(globals().get("__file__", "notebook")).with_name("uci_digits.npz")
-    path = path.absolute()
-    with (on_failure(f"The UCI digits can't be read from {path} either: put them there."),
-          np.load(path) as digits):
-        images, labels = digits["images"], digits["labels"]  # [1797, 8, 8], [1797]
-    images = tf.round(tf.image.resize(images[..., np.newaxis], [20, 20]) * (255 / 16))
-    images = np.pad(images, [(0, 0), (4, 4), (4, 4), (0, 0)]).astype(np.uint8)  # as in MNIST
-    order = np.random.RandomState(0).permutation(len(images))  # the same for every NumPy
-    return [(images[part], labels[part]) for part in (order[256:], order[:256])]
+@contextlib.contextmanager
+def curves_to_log_dir():
+    """Lets the block's curves go into a folder of the run's own in LOG_DIR, if there is one."""
+    sentence = f"The curves can't be written to {LOG_DIR}."
+    with contextlib.ExitStack() as curves:
+        if LOG_DIR is not None:
+            with on_failure(sentence, say, tf.errors.OpError):
+                folder = os.path.join(os.path.expanduser(LOG_DIR), run_name())
+                curves.enter_context(tf.summary.create_file_writer(folder).as_default())
+        yield
+        with on_failure(sentence, say, tf.errors.OpError):
+            curves.close()
 
 
 if __name__ == "__main__":
@@ -521,16 +672,13 @@ if __name__ == "__main__":
         sys.excepthook = lambda kind, *rest: (  # Ctrl-C needs no traceback
             kind is KeyboardInterrupt or sys.__excepthook__(kind, *rest))
     try:
-        if main():  # a good run ends without SystemExit, which would stop a notebook's "run all"
-            sys.exit(1)
-    except ModuleNotFoundError as error:  # TFDS needs one to prepare data, but does not require it
-        sys.exit(f"{error}: install it by {sys.executable} -m pip install {error.name}")
-    except (MemoryError, tf.errors.ResourceExhaustedError):
-        sys.exit(f"BATCH_SIZE = {BATCH_SIZE} and N_HIDDEN = {N_HIDDEN} need more memory than there "
-                 "is: lower them.")
+        main()
+    except TrainingError as error:
+        sys.exit(str(error))
+    except BrokenPipeError:  # what read the log has ended, as `| head` does
+        sys.exit(1)
     except OSError as error:
-        sys.exit(1 if isinstance(error, BrokenPipeError)
-                 else f"A file can't be read or written: {error}.")
+        sys.exit(in_short(error))
     finally:
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:

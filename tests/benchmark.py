@@ -50,7 +50,6 @@ def this_project(batch_size, timesteps, pixels, units):
 
     rnn_mnist.BATCH_SIZE, rnn_mnist.N_STEPS, rnn_mnist.N_INPUT = batch_size, timesteps, pixels
     rnn_mnist.N_HIDDEN = units
-    rnn_mnist.use_every_core()
     model = rnn_mnist.check_model(rnn_mnist.build_model())
     update = tf.function(rnn_mnist.train_step, autograph=False)
     evaluate = tf.function(rnn_mnist.evaluate, autograph=False)
@@ -180,8 +179,6 @@ def training(contestant):
     """Returns the seconds of the training, the median of its steps', and the last loss."""
     import rnn_mnist
 
-    if contestant is this_project:
-        rnn_mnist.use_every_core()  # before TensorFlow reads the data and makes its threads
     images, labels = data()
     start = time.perf_counter()
     update, evaluate = contestant(*SIZES[0])
@@ -271,8 +268,6 @@ def changed_network(contestant, network):
     import tensorflow as tf
     import rnn_mnist
 
-    if contestant == "script":
-        rnn_mnist.use_every_core()
     model = keras.Sequential([keras.Input([28, 28]), keras.layers.Dense(128),
                               *NETWORKS[network](keras.layers), keras.layers.Dense(10, "softmax")])
     model.compile(keras.optimizers.Adam(0.001, epsilon=1e-8), metrics=["accuracy"],

@@ -44,10 +44,9 @@ FILES_DIR = pathlib.Path("downloads", "mnist")  # of its four files
 # The script's own text that tests edit: everything else they change by replacing functions.
 TEXTS = {
     'if __name__ == "__main__":\n': "conftest.py puts a test's code before it",
-    "# Speed, the second part": "test_short_way.py deletes from here",
-    "# Faults, the third part": "test_short_way.py deletes up to here",
-    "    use_every_core()\n": "test_short_way.py deletes it with the speed part",
-    "    if has_short_way(model):\n        return short_way(model, sequences)\n":
+    "# Speed, the third part": "test_short_way.py deletes from here",
+    "# Guards, the fourth part": "test_short_way.py deletes up to here",
+    "    if has_short_way(model):\n        return short_way(model, x)\n":
         "test_short_way.py deletes it with the speed part",
 }
 
@@ -96,14 +95,12 @@ def settings(monkeypatch, tmp_path):
 
 @pytest.fixture
 def refusal(capsys):
-    """Returns the message with which a function ends the program, unsaved and untested."""
+    """Returns the sentence with which a function refuses, unsaved and untested."""
     def of(function=None):
-        with pytest.raises(SystemExit) as exit:
+        with pytest.raises(rnn_mnist.TrainingError) as refused:
             (function or rnn_mnist.main)()
-        message = exit.value.code
-        assert isinstance(message, str)  # which Python prints to standard error, with status 1
         assert capsys.readouterr().out == ""
-        return message
+        return str(refused.value)
 
     return of
 

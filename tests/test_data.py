@@ -80,7 +80,7 @@ def test_four_files_are_prepared_without_a_network(settings, small_files, tmp_pa
                                   sorted_rows(*small_mnist.examples("test")))
     assert capfd.readouterr().out == ""  # TFDS would announce itself there, where the log belongs
     assert sorted(os.listdir(tmp_path / "data")) == ["downloads", "mnist"]
-    assert sorted(os.listdir(folder)) == ["extracted", *sorted(small_mnist.files())]
+    assert sorted(os.listdir(folder)) == sorted(small_mnist.files())  # nor what was extracted
 
 
 def test_what_another_data_set_has_extracted_is_not_taken_for_mnist(settings, small_files,
@@ -106,8 +106,8 @@ def test_the_data_directory_is_tfds_own(settings, monkeypatch, tmp_path, setting
         monkeypatch.setenv(name, str(tmp_path / "home"))
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / variable) if variable else "")
     settings(DATA_DIR=str(tmp_path / setting) if setting == "setting" else setting)
-    folders = tmp_path / data_dir / VERSION_DIR, tmp_path / data_dir / FILES_DIR
-    assert rnn_mnist.mnist_dirs() == folders
+    assert rnn_mnist.mnist_dir() == tmp_path / data_dir / VERSION_DIR
+    assert rnn_mnist.files_dir() == tmp_path / data_dir / FILES_DIR
 
 
 def test_a_read_only_data_directory_will_do(settings, small_data_dir, tmp_path):
@@ -289,14 +289,14 @@ def test_without_mnist_and_sample_it_says_how_to_get_both(settings, monkeypatch,
     monkeypatch.setattr(rnn_mnist, "__file__", str(tmp_path / "rnn_mnist.py"))
     if sample is not None:
         (tmp_path / "uci_digits.npz").write_bytes(sample)
-    with pytest.raises(SystemExit) as exit:
+    with pytest.raises(rnn_mnist.TrainingError) as error:
         rnn_mnist.main()
-    sample_path = str(tmp_path / "uci_digits.npz")
-    assert "UCI digits" in exit.value.code and sample_path in exit.value.code
-    assert len(exit.value.code.splitlines()) == 1
+    message = str(error.value)
+    assert "UCI digits" in message and str(tmp_path / "uci_digits.npz") in message
+    assert len(message.splitlines()) == 1
     out, err = capsys.readouterr()
     notice = err.splitlines()[-1]
-    assert out == "" and notice.startswith("MNIST is not in ")
+    assert out == "" and notice.startswith("MNIST can be neither read from ")
     assert "train-images-idx3-ubyte.gz" in notice
 
 

@@ -19,7 +19,7 @@ from conftest import (LONG, QUICK, ROOT, TIMEOUT, end, environment, go_on, posix
                       start, usual_signals, wait_for_pause)
 
 TESTED = re.compile(r"Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$")
-PAUSE_AT_EACH_LINE = "import pauses; draw = pauses.before(draw)"
+PAUSE_AT_EACH_LINE = "import pauses; print = pauses.before(print)"
 
 
 def saved_in(folder, updates=None):
@@ -53,25 +53,26 @@ def handled():
 
 @pytest.fixture
 def at(settings, monkeypatch, small_data_dir):
-    """Has signals sent, for real, each time that a function of the script is called."""
+    """Has signals sent, for real, when a function of the script's is called for the first time."""
     settings(**QUICK, DATA_DIR=str(small_data_dir))
 
     def at(name, *numbers):
-        function = getattr(rnn_mnist, name)
+        function = getattr(rnn_mnist, name, print)
+        to_come = list(numbers)
 
-        def interrupted(*arguments):
-            for number in numbers:
-                signal.raise_signal(number)
-            return function(*arguments)
+        def interrupted(*arguments, **more):
+            while to_come:
+                signal.raise_signal(to_come.pop(0))
+            return function(*arguments, **more)
 
-        monkeypatch.setattr(rnn_mnist, name, interrupted)
+        monkeypatch.setattr(rnn_mnist, name, interrupted, raising=False)
 
     return at
 
 
 @posix
 def test_ctrl_c_is_raised_out_of_main_once_all_is_saved_and_tested(at, handled, tmp_path, capsys):
-    at("draw", signal.SIGINT)
+    at("print", signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):  # which ends a loop of such calls, too
         rnn_mnist.main()
     out, err = capsys.readouterr()
@@ -83,8 +84,8 @@ def test_ctrl_c_is_raised_out_of_main_once_all_is_saved_and_tested(at, handled, 
 @posix
 @pytest.mark.parametrize("number", [15, 1], ids=["SIGTERM", "SIGHUP"])
 def test_other_signals_reach_the_handler_that_was_there(at, handled, tmp_path, capsys, number):
-    at("draw", number, number)  # a closing terminal sends SIGHUP twice
-    assert rnn_mnist.main() == 0  # since that handler lets it go on
+    at("print", number, number)  # a closing terminal sends SIGHUP twice
+    assert 0 <= rnn_mnist.main() <= 1  # since that handler lets it go on
     assert handled == [number] and TESTED.search(capsys.readouterr().out)
     assert saved_in(tmp_path, updates=10)
 
@@ -92,7 +93,7 @@ def test_other_signals_reach_the_handler_that_was_there(at, handled, tmp_path, c
 @posix
 def test_signals_while_testing_lose_nothing(at, handled, tmp_path, capsys):
     at("test", signal.SIGTERM, signal.SIGTERM, signal.SIGHUP)  # so systemd ends a session
-    assert rnn_mnist.main() == 0
+    assert 0 <= rnn_mnist.main() <= 1
     out = capsys.readouterr().out
     assert "Optimization Finished!\n" in out and TESTED.search(out)
     assert handled == [signal.SIGTERM] and saved_in(tmp_path, updates=29)
@@ -102,9 +103,9 @@ def test_signals_while_testing_lose_nothing(at, handled, tmp_path, capsys):
 def test_signals_that_are_ignored_stay_ignored(at, handled, tmp_path, capsys):
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # so nohup and trap '' do
         signal.signal(number, signal.SIG_IGN)
-    at("draw", signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    at("print", signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     try:
-        assert rnn_mnist.main() == 0
+        assert 0 <= rnn_mnist.main() <= 1
     except KeyboardInterrupt:  # which would end pytest, too
         pytest.fail("Ctrl-C was not ignored")
     out = capsys.readouterr().out
@@ -136,7 +137,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(at, handled, monkeypatch, tmp_path
         write_whole(path, lambda part: (write(part), signal.raise_signal(signal.SIGINT)))
 
     monkeypatch.setattr(rnn_mnist, "write_whole", interrupted)
-    at("draw", signal.SIGINT)
+    at("print", signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         rnn_mnist.main()
     assert "Testing Accuracy" not in capsys.readouterr().out
@@ -146,7 +147,7 @@ def test_a_second_ctrl_c_ends_the_run_at_once(at, handled, monkeypatch, tmp_path
 
 @posix
 def test_a_bug_after_a_signal_is_told_all_the_same(at, handled, monkeypatch, tmp_path):
-    at("draw", signal.SIGTERM)
+    at("print", signal.SIGTERM)
     monkeypatch.setattr(rnn_mnist, "test", lambda *arguments: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         rnn_mnist.main()
@@ -156,19 +157,20 @@ def test_a_bug_after_a_signal_is_told_all_the_same(at, handled, monkeypatch, tmp
 def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
     monkeypatch.setattr(signal, "getsignal", lambda number: None)  # only a program around Python
     monkeypatch.delattr(signal, "signal")  # can set one: hence a mock
-    with rnn_mnist.hold_signals() as training:
-        assert training.signals == []
+    progress = rnn_mnist.Progress()
+    with rnn_mnist.hold_signals(progress):
+        assert not progress.signals
 
 
 @pytest.mark.slow
 def test_main_runs_in_another_thread_which_may_not_handle_signals(settings, small_data_dir,
                                                                   tmp_path):
     settings(**QUICK, DATA_DIR=str(small_data_dir))
-    statuses = []
-    thread = threading.Thread(target=lambda: statuses.append(rnn_mnist.main()))
+    accuracies = []
+    thread = threading.Thread(target=lambda: accuracies.append(rnn_mnist.main()))
     thread.start()
     thread.join()
-    assert statuses == [0] and saved_in(tmp_path, updates=29)
+    assert accuracies[0] > 0 and saved_in(tmp_path, updates=29)
 
 
 # signals to processes
@@ -341,7 +343,7 @@ def test_a_full_disk_under_the_log_costs_only_that(tmp_path, small_data_dir):
         status, _, err = run(path, stdout=log)
     assert status == 1 and "Training ended at Iter 1000 " in err
     assert "Traceback" not in err and "Exception" not in err
-    assert "A file can't be read or written: " in err.splitlines()[-1]
+    assert "OSError: " in err.splitlines()[-1]
     assert saved_in(tmp_path, updates=10)
 
 
@@ -358,7 +360,7 @@ def test_with_standard_error_closed_standard_output_is_the_log_alone(settings, m
                                                                      small_data_dir):
     monkeypatch.setattr(sys, "stderr", None)  # so Python has it after `2>&-`
     settings(**QUICK, DATA_DIR=str(small_data_dir), MODEL_PATH=None)
-    assert rnn_mnist.main() == 0
+    assert 0 <= rnn_mnist.main() <= 1
     out = capsys.readouterr().out
     assert out.startswith("Iter 1000, ") and TESTED.search(out) and len(out.splitlines()) == 5
 
@@ -399,16 +401,9 @@ def test_help_starts_no_training(tmp_path):
     assert "README.md" in err.splitlines()[-1] and len(os.listdir(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("returned, status", [(0, None), (1, 1)])
-def test_the_status_tells_whether_the_model_is_in_its_place(as_script, returned, status):
-    assert as_script(before_main=f"main = lambda: {returned}") == status
-
-
-@pytest.mark.parametrize("raised", [
-    "MemoryError", "tf.errors.ResourceExhaustedError(None, None, 'no memory')"])
-def test_memory_is_named_with_what_needs_it(as_script, raised):
-    message = as_script(before_main=f"def main(): raise {raised}", N_HIDDEN=77)
-    assert all(part in message for part in ("BATCH_SIZE = 100", "N_HIDDEN = 77", "memory"))
+def test_what_can_not_be_trained_is_a_sentence_and_status_1(as_script):
+    assert as_script(before_main="def main(): raise TrainingError('so it is')") == "so it is"
+    assert as_script(before_main="main = lambda: 0.5") is None  # no SystemExit, as in a notebook
 
 
 def test_a_file_that_cannot_be_read_is_told(as_script):
@@ -419,15 +414,6 @@ def test_a_file_that_cannot_be_read_is_told(as_script):
 def test_a_bug_is_no_sentence(as_script):
     with pytest.raises(NameError):
         as_script(before_main="def main(): bug")
-
-
-@pytest.mark.slow
-def test_too_little_memory_is_said(tmp_path, small_data_dir):
-    """Kernels that need 16 TB: TensorFlow waits ten seconds for them."""
-    huge = {**QUICK, "N_STEPS": 784, "N_INPUT": 1, "N_HIDDEN": 10**6}
-    status, out, err = run(script(tmp_path, **huge, DATA_DIR=str(small_data_dir)))
-    assert status == 1 and out == "" and "Traceback" not in err
-    assert "BATCH_SIZE = 100 and N_HIDDEN = 1000000 need more memory" in err.splitlines()[-1]
 
 
 @pytest.mark.slow

@@ -107,7 +107,7 @@ def mine():
 rnn_mnist.build_model = mine
 rnn_mnist.load_data = lambda: 2 * [(np.ones([9, 3, 2]), [0, 1, 1] * 3)] + ["mine"]
 keras.config.set_floatx("float32"); keras.config.set_dtype_policy("float32")
-assert rnn_mnist.main() == 0
+assert 0 <= rnn_mnist.main() <= 1
 """
     status, out, err, _ = run_cell(client, cell)
     assert status == "ok" and "all 9 sequences" in out, err

@@ -14,6 +14,8 @@ import hashlib
 import numbers
 import os
 import pathlib
+import random
+import secrets
 import signal
 import sys
 import tempfile
@@ -88,9 +90,8 @@ def minibatches(x, y):
 
 
 def start_generators():
-    """Lets all random generators give the same every time, if there is a SEED."""
-    if SEED is not None:
-        keras.utils.set_random_seed(int(SEED))
+    """Lets all random generators give the same every time or, without a SEED, something new."""
+    keras.utils.set_random_seed(secrets.randbits(32) if SEED is None else int(SEED))
 
 
 def build_model():
@@ -220,6 +221,9 @@ def test(model, x, y, name):
     return float(right.mean())
 
 
+test.__test__ = False  # pytest would take it for a test of a file that imports it
+
+
 def main():
     """Loads, builds, trains, saves and tests; returns the accuracy on the whole test set.
 
@@ -227,21 +231,22 @@ def main():
     whoever handles it goes on, there is no accuracy: nan.
     """
     check_settings()
-    start_generators()
-    (train_x, train_y), (test_x, test_y), name = check_data(load_data())
-    start_generators()  # anew, for TFDS draws from them when it prepares
-    model = check_model(build_model())
-    say(f"{name}: {len(train_y)} to train on, {len(test_y)} to test; "
-        f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates by minibatches of {BATCH_SIZE}.")
-    progress, accuracy = Progress(), float("nan")
-    with hold_signals(progress), curves_to_log_dir():
-        with keep_what_is_learned(model, progress, name):
-            train(model, train_x, train_y, progress)
-        if progress.finished:
-            print("Optimization Finished!", flush=True)
-        if progress.learned:
-            accuracy = test(model, test_x, test_y, name)
-            draw("test accuracy", accuracy, progress)
+    with leave_as_found():
+        start_generators()
+        (train_x, train_y), (test_x, test_y), name = check_data(load_data())
+        start_generators()  # anew, whatever load_data has drawn
+        model = check_model(build_model())
+        say(f"{name}: {len(train_y)} to train on, {len(test_y)} to test; "
+            f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates by minibatches of {BATCH_SIZE}.")
+        progress, accuracy = Progress(), float("nan")
+        with hold_signals(progress), curves_to_log_dir():
+            with keep_what_is_learned(model, progress, name):
+                train(model, train_x, train_y, progress)
+            if progress.finished:
+                print("Optimization Finished!", flush=True)
+            if progress.learned:
+                accuracy = test(model, test_x, test_y, name)
+                draw("test accuracy", accuracy, progress)
     if progress.misplaced:
         raise TrainingError(progress.misplaced)
     return accuracy
@@ -288,12 +293,14 @@ def read_mnist():
 def prepare_mnist():
     """Lets TFDS prepare MNIST from its four files."""
     with (
+        leave_as_found(),
+        to_standard_error(),
         contextlib.suppress(FileExistsError),  # another run was faster
-        contextlib.redirect_stdout(sys.stderr),  # for TFDS announces what it does
-        # TFDS would share what it extracts with other runs, and with data sets whose files have
+        # What TFDS extracts it would share with other runs, and with data sets whose files have
         # the same names.
         tempfile.TemporaryDirectory(dir=files_dir()) as extract_dir,
     ):
+        random.seed()  # TFDS draws the name of a folder, which must not be that of another run
         config = tfds.download.DownloadConfig(manual_dir=files_dir(), extract_dir=extract_dir)
         tfds.builder("mnist", data_dir=data_dir()).download_and_prepare(download_config=config)
 
@@ -328,8 +335,9 @@ def fetch_file(url, info):
     say(f"Fetching {url} to {files_dir()}.")
     reply = requests.get(url, stream=True, timeout=(3, 12))  # seconds to connect, and to read on
     reply.raise_for_status()
-    chunks = tqdm.tqdm(reply.iter_content(1024), total=info.size // 1024 + 1, unit="kB")
-    content = b"".join(chunks)
+    with to_standard_error():
+        chunks = tqdm.tqdm(reply.iter_content(1024), total=info.size // 1024 + 1, unit="kB")
+        content = b"".join(chunks)
     if not is_right(content):
         raise OSError(f"what came from {url} is not MNIST's file, by its checksum")
     write_whole(path, lambda part: part.write_bytes(content))
@@ -439,6 +447,39 @@ def say(text):
 
 
 @contextlib.contextmanager
+def to_standard_error():
+    """Lets what libraries print in the block go to standard error or, if it is closed, nowhere."""
+    with open(os.devnull, "w") as nowhere:
+        stream = sys.stderr or nowhere
+        with contextlib.redirect_stdout(stream), contextlib.redirect_stderr(stream):
+            yield
+
+
+@contextlib.contextmanager
+def leave_as_found():
+    """Puts back, at the block's end, what belongs to the program that calls the script.
+
+    The random generators of TensorFlow and Keras show no state that could be put back. They go on
+    from a seed that was drawn from them before the block.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
+    floatx, dtype_policy = keras.config.floatx(), keras.config.dtype_policy()
+    tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
+    eagerly = tf.config.functions_run_eagerly()
+    try:
+        yield
+    finally:
+        keras.utils.set_random_seed(seed)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        keras.config.set_floatx(floatx)
+        keras.config.set_dtype_policy(dtype_policy)
+        tf.config.experimental.enable_tensor_float_32_execution(tensor_float_32)
+        tf.config.run_functions_eagerly(eagerly)
+
+
+@contextlib.contextmanager
 def on_failure(sentence, tell, kinds=Exception):
     """Hands `tell` the sentence, with what went wrong, if the block raises one of `kinds`."""
     try:
@@ -542,8 +583,13 @@ def check_model(model):
     """Returns the model with all its weights made; refuses one that can't be used."""
     if getattr(model, "optimizer", None) is None:
         refuse(f"build_model() returned {model!r}, not a Keras model that is compiled.")
-    outputs = model(keras.Input([N_STEPS, N_INPUT], BATCH_SIZE))
-    if getattr(outputs, "shape", None) != (BATCH_SIZE, N_CLASSES):
+    if tf.distribute.has_strategy() or model.distribute_strategy != tf.distribute.get_strategy():
+        refuse("The model is made in the scope of a tf.distribute strategy: make it outside of "
+               "one, or train it by Keras's fit.")
+    # A Sequential keeps the batch size that it first meets.
+    batch_size = None if isinstance(model, keras.Sequential) else BATCH_SIZE
+    outputs = model(keras.Input([N_STEPS, N_INPUT], batch_size))
+    if getattr(outputs, "shape", None) != (batch_size, N_CLASSES):
         refuse(f"The model returns {outputs}, not [n, N_CLASSES] = [n, {N_CLASSES}].")
     if not model.optimizer.built:  # else TensorFlow would trace the first update twice
         model.optimizer.build(model.trainable_variables)
@@ -554,9 +600,17 @@ def check_model(model):
 
 @contextlib.contextmanager
 def hold_signals(progress):
-    """Holds Ctrl-C, SIGTERM, SIGHUP back to the block's end, but for a second Ctrl-C."""
+    """Holds signals that would end the run back to the block's end, but for a second Ctrl-C."""
+    def those_of_this_system(*names):
+        return {getattr(signal, name) for name in names if hasattr(signal, name)}
+
+    ctrl_c = those_of_this_system("SIGINT", "SIGBREAK")
+    requests_to_end = ctrl_c | those_of_this_system("SIGTERM", "SIGHUP")
+    # Schedulers and limits of time send these. A handler of somebody's own may have other plans.
+    warnings = those_of_this_system("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGQUIT")
+
     def hold(number, frame):
-        if number == signal.SIGINT and number in progress.signals:
+        if number in ctrl_c and number in progress.signals:
             progress.lost = True
             raise KeyboardInterrupt
         progress.signals.append(number)  # a closing terminal may send SIGHUP twice
@@ -564,10 +618,10 @@ def hold_signals(progress):
     earlier_handlers = {}
     try:
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-                number = getattr(signal, name, None)  # Windows has no SIGHUP
-                handler = number and signal.getsignal(number)
-                if handler not in (signal.SIG_IGN, None):  # None: not Python's
+            for number in requests_to_end | warnings:
+                handler = signal.getsignal(number)
+                ignored = handler in (signal.SIG_IGN, None)  # None: handled, but not by Python
+                if handler == signal.SIG_DFL or number in requests_to_end and not ignored:
                     earlier_handlers[number] = handler
                     signal.signal(number, hold)
         yield
@@ -575,7 +629,10 @@ def hold_signals(progress):
         for number, handler in earlier_handlers.items():
             signal.signal(number, handler)
         if progress.signals:
-            signal.raise_signal(progress.signals[0])  # which now has its usual effect
+            number = progress.signals[0]
+            signal.raise_signal(number)  # which now has its usual effect
+            if earlier_handlers[number] == signal.SIG_DFL:  # still here: process 1 of a container
+                raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager

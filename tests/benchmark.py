@@ -33,11 +33,15 @@ SIZES = [  # images in a minibatch, timesteps, pixels at a timestep, LSTM units
     (128, 14, 56, 128), (128, 56, 14, 128), (128, 112, 7, 128), (128, 784, 1, 128),
     (1, 112, 7, 128)]
 NETWORKS = {  # what stands in the LSTM's place in a changed network
-    "a second LSTM": lambda layers: [layers.LSTM(128, return_sequences=True), layers.LSTM(128)],
-    "GRU": lambda layers: [layers.GRU(128)],
-    "both directions": lambda layers: [layers.Bidirectional(layers.LSTM(128))],
-    "SimpleRNN": lambda layers: [layers.SimpleRNN(128)],
+    "two LSTMs": lambda layers, units: [
+        layers.LSTM(units, return_sequences=True), layers.LSTM(units)],
+    "GRU": lambda layers, units: [layers.GRU(units)],
+    "a convolution": lambda layers, units: [
+        layers.Conv1D(units, 3, activation="relu"), layers.GlobalMaxPooling1D()],
+    "both directions": lambda layers, units: [layers.Bidirectional(layers.LSTM(units))],
+    "SimpleRNN": lambda layers, units: [layers.SimpleRNN(units)],
 }
+NETWORK_UNITS = {128: 100, 1024: 12}  # and how many steps of such a network, 3 of them to warm up
 SECONDS = 1  # for the steps of a size
 
 
@@ -261,24 +265,26 @@ def step(contestant, size):
     return statistics.median(seconds)
 
 
-def changed_network(contestant, network):
+def changed_network(contestant, network, units):
     """Returns the median seconds of a step of a changed network, by this script or Keras's fit."""
     import keras
     import numpy as np
     import tensorflow as tf
     import rnn_mnist
 
-    model = keras.Sequential([keras.Input([28, 28]), keras.layers.Dense(128),
-                              *NETWORKS[network](keras.layers), keras.layers.Dense(10, "softmax")])
+    units = int(units)
+    model = keras.Sequential([
+        keras.Input([28, 28]), keras.layers.Dense(units), *NETWORKS[network](keras.layers, units),
+        keras.layers.Dense(10, "softmax")])
     model.compile(keras.optimizers.Adam(0.001, epsilon=1e-8), metrics=["accuracy"],
                   loss="sparse_categorical_crossentropy")
     generator = np.random.default_rng(0)
-    images = generator.random([100 * 128, 28, 28], np.float32)
+    images = generator.random([NETWORK_UNITS[units] * 128, 28, 28], np.float32)
     labels = generator.integers(0, 10, len(images))
     if contestant == "fit":
         clock = step_clock(keras)
         model.fit(images, labels, batch_size=128, verbose=0, callbacks=[clock])
-        return statistics.median(clock.seconds[20:])
+        return statistics.median(clock.seconds[3:])
     update = tf.function(rnn_mnist.train_step, autograph=False)
     rnn_mnist.check_model(model)
     seconds = []
@@ -286,7 +292,7 @@ def changed_network(contestant, network):
         start = time.perf_counter()
         update(model, images[first:first + 128], labels[first:first + 128])
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[20:])
+    return statistics.median(seconds[3:])
 
 
 def step_clock(keras):
@@ -360,8 +366,8 @@ def main():
     jobs = [*(["training", name] for name in contestants if name != "keras_layers"),
             ["fit_training"], ["floor"], ["whole_script"],
             *(["step", name, str(number)] for number in range(len(SIZES)) for name in contestants),
-            *(["changed_network", name, network] for network in NETWORKS
-              for name in ("script", "fit"))]
+            *(["changed_network", name, network, str(units)] for network in NETWORKS
+              for units in NETWORK_UNITS for name in ("script", "fit"))]
     results = {tuple(job): [] for job in jobs}
     for _ in range(ROUNDS):
         for job, rounds in results.items():
@@ -396,11 +402,13 @@ def print_tables(contestants, results):
     for number, size in enumerate(SIZES):
         print(row(", ".join(map(str, size)),
                   [results["step", name, str(number)] for name in contestants]))
-    print("\n| in the LSTM's place | this script, ms | Keras's `fit`, ms | ratio |")
+    print("\n| in the LSTM's place, units | this script, ms | Keras's `fit`, ms | ratio |")
     print("|---|---|---|---|")
     for network in NETWORKS:
-        print(row(network, [results["changed_network", name, network]
-                            for name in ("script", "fit")]))
+        for units in NETWORK_UNITS:
+            print(row(f"{network}, {units:,}", [
+                results["changed_network", name, network, str(units)]
+                for name in ("script", "fit")]))
     print("\n| part of `python rnn_mnist.py` | s |\n|---|---|")
     rounds = results["whole_script",]
     for part in rounds[0]:

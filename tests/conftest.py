@@ -207,7 +207,7 @@ def environment(**changes):
 
 def usual_signals():
     """For a new process: ignores no signal, though tests that run in the background may."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 

@@ -358,8 +358,8 @@ def two_outputs():
 
 
 @pytest.mark.parametrize("build, part", [
-    (lambda: sequential(lstm(), dense(3, "softmax")), "(16, 3)"),
-    (lambda: sequential(lstm(return_sequences=True), out()), "(16, 6, 4)"),
+    (lambda: sequential(lstm(), dense(3, "softmax")), "(None, 3)"),
+    (lambda: sequential(lstm(return_sequences=True), out()), "(None, 6, 4)"),
     (two_outputs, "N_CLASSES")], ids=["classes", "every timestep", "two outputs"])
 def test_outputs_of_another_shape_are_told(settings, refusal, build, part):
     settings(**SIZES, build_model=build, load_data=numbers)

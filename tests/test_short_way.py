@@ -179,8 +179,13 @@ OPTIONS = {  # another value for each option that changes what a layer computes
 }
 
 
+def name_of(value):
+    """Returns what a test is called by, the same in every process."""
+    return "L2" if value is L2 else getattr(value, "__name__", value)
+
+
 @pytest.mark.parametrize("layer, option, value", [
-    pytest.param(layer, option, value, id=f"{layer}, {option}, {getattr(value, '__name__', value)}")
+    pytest.param(layer, option, value, id=f"{layer}, {option}, {name_of(value)}")
     for layer, options in OPTIONS.items() for option, values in options.items()
     for value in values])
 def test_any_option_that_changes_a_layer_takes_the_layers(cpu, is_taken, layer, option, value):

@@ -16,18 +16,15 @@ matplotlib.use("Agg")  # needs no screen
 import matplotlib.pyplot as plt
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
 import rnn_mnist
+import read_digit
 
 _, (images, labels), name = rnn_mnist.load_data()
 file = "rnn_mnist-uci_digits.keras" if name == rnn_mnist.SAMPLE else "rnn_mnist.keras"
-hidden, lstm, out = keras.models.load_model(ROOT / file).layers
-every_row = keras.layers.LSTM(lstm.units, return_sequences=True)
-rows = hidden(images)
-every_row.build(rows.shape)
-every_row.set_weights(lstm.get_weights())
-probabilities = np.array(out(every_row(rows)))  # [n, timesteps, digits], after each row
+model = read_digit.for_any_rows(keras.models.load_model(ROOT / file))
+probabilities = read_digit.after_every_row(model, images)  # [n, rows, digits]
 
 # Six digits that the network gets right after it changed its mind two to four times: those where
 # it was surest on the way.

@@ -1,0 +1,119 @@
+"""Draws digits on the page of docs/draw_digit.py in Chromium, by a mouse, for its tests.
+
+    python tests/drawing.py
+
+makes docs/draw_digit.png, the README's picture of the page, with the model in rnn_mnist.keras. It
+needs Chromium or Chrome, and what tests/requirements.txt names.
+"""
+
+import contextlib
+import math
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+# Chromium's own errands, which are none of the page's; as root it runs only without its sandbox.
+QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update",
+         "--disable-sync", "--no-first-run"] + ["--no-sandbox"] * (getattr(os, "getuid", int)() == 0)
+
+
+def curve(x, y, width, height, start, end):
+    """Returns points on the ellipse around (x, y), from one angle to another.
+
+    Angles are in degrees, 0 to the right, 90 downwards, as on a screen.
+    """
+    number = max(4, round(abs(end - start) / 15))
+    angles = [math.radians(start + (end - start) * n / number) for n in range(number + 1)]
+    return [(x + width / 2 * math.cos(angle), y + height / 2 * math.sin(angle))
+            for angle in angles]
+
+
+# The ten digits as MNIST's writers wrote them, each a list of strokes, each stroke a list of points
+# in a box of 0 to 100. They were written down before any of them was tried, and a digit that is
+# read wrong stays as it is.
+DIGITS = [
+    [curve(50, 50, 62, 92, -60, -420)],
+    [[(60, 3), (42, 97)]],
+    [curve(48, 28, 52, 48, -170, 40) + [(18, 94), (84, 92)]],
+    [curve(46, 27, 46, 46, -150, 80) + curve(46, 72, 56, 48, -80, 145)],
+    [[(30, 6), (20, 52), (78, 48)], [(72, 8), (60, 97)]],
+    [[(34, 8), (28, 46)] + curve(46, 67, 56, 56, -115, 145), [(34, 8), (80, 6)]],
+    [[(68, 5), (40, 38)] + curve(47, 70, 46, 50, -165, -520)],
+    [[(18, 12), (82, 8), (44, 97)]],
+    [curve(52, 26, 42, 42, -40, -270) + curve(48, 72, 52, 46, -90, 270)
+     + curve(52, 26, 42, 42, 90, -40)],
+    [curve(48, 30, 50, 50, -20, -380) + [(62, 97)]],
+]
+
+
+@contextlib.contextmanager
+def served(folder, env=None):
+    """Runs docs/draw_digit.py in a folder with a model; gives its process and its address."""
+    command = [sys.executable, str(ROOT / "docs" / "draw_digit.py")]
+    # What BROWSER names is opened in place of a browser: here it does nothing.
+    env = {**(env or os.environ), "BROWSER": f'"{sys.executable}" -c pass %s'.replace("\\", "/")}
+    with subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        try:
+            line = process.stdout.readline()
+            yield process, line.split()[2] if line else process.stderr.read()
+        finally:
+            process.kill()
+
+
+@contextlib.contextmanager
+def browser():
+    """Gives a Chromium without a window, or None where there is none."""
+    from playwright.sync_api import sync_playwright
+    with sync_playwright() as playwright:
+        own = playwright.chromium.executable_path
+        names = ["chromium", "chromium-browser", "google-chrome", "chrome", "msedge"]
+        found = own if os.path.exists(own) else next(filter(None, map(shutil.which, names)), None)
+        if found is None:
+            yield None
+            return
+        chromium = playwright.chromium.launch(executable_path=found, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+def opened(page, address):
+    """Opens the address and waits for the paper; returns its canvas."""
+    page.goto(address)
+    paper = page.locator("canvas")
+    paper.wait_for()
+    return paper
+
+
+def draw(page, strokes, size=200, left=50, top=50, pen=None):
+    """Draws strokes into a box on the cleared paper, which measures 300 by 300."""
+    page.get_by_role("button", name="Clear").click()
+    paper = page.locator("canvas")
+    if pen:
+        paper.evaluate(f"paper => {{ paper.getContext('2d').lineWidth = {pen}; }}")
+    place = paper.bounding_box()
+    scale = place["width"] / 300
+    for stroke in strokes:
+        for n, (x, y) in enumerate(stroke):
+            page.mouse.move(place["x"] + scale * (left + x * size / 100),
+                            place["y"] + scale * (top + y * size / 100))
+            if n == 0:
+                page.mouse.down()
+        page.mouse.up()
+
+
+def main():
+    with served(".") as (_, address), browser() as chromium:
+        page = chromium.new_page(viewport={"width": 1100, "height": 640}, device_scale_factor=1.5)
+        opened(page, address)
+        draw(page, DIGITS[5])
+        page.wait_for_function("() => document.querySelectorAll('svg rect').length > 200")
+        page.wait_for_timeout(2000)  # until all strokes have been read
+        page.screenshot(path=ROOT / "docs" / "draw_digit.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -147,8 +147,8 @@ def main():
     _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
                               prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
                               run_history=False)
-    print(f"Draw at {url} in your browser. Ctrl-C ends it.", flush=True)
     try:
+        print(f"Draw at {url} in your browser. Ctrl-C ends it.", flush=True)
         while True:
             time.sleep(1)
     except KeyboardInterrupt:

@@ -129,20 +129,20 @@ def parts_of(ink):
         (number[1:, 1:], number[:-1, :-1]), (number[1:, :-1], number[:-1, 1:]))])
     name = number.ravel().copy()  # of each pixel: in the end the first number in its part
     while True:
-        low, high = np.sort(name[pairs], axis=0)
-        if np.array_equal(low, high):
+        one, other = name[pairs]
+        if np.array_equal(one, other):
             break
-        np.minimum.at(name, high, low)
+        np.minimum.at(name, np.maximum(one, other), np.minimum(one, other))
         name = name[name]
     names, sizes = np.unique(name[inked], return_counts=True)
     order = np.argsort(-sizes, kind="stable")
     return [(name == names[n]).reshape(ink.shape) for n in order if sizes[n] > sizes.max() / 20]
 
 
-def box_of(part):
-    """Returns the slices of rows and of columns that hold a part."""
+def box_of(part, margin=0):
+    """Returns the slices of rows and of columns that hold a part, and a margin around it."""
     places = [np.flatnonzero(part.any(axis=axis)) for axis in (1, 0)]
-    return tuple(slice(place[0], place[-1] + 1) for place in places)
+    return tuple(slice(max(0, place[0] - margin), place[-1] + 1 + margin) for place in places)
 
 
 def size_of(part):
@@ -150,20 +150,27 @@ def size_of(part):
     return max(part[box_of(part)].shape) if part.any() else 0
 
 
-def outline_of(ink):
-    """Returns how long the outline of the ink is."""
-    return np.hypot(*np.gradient(np.float32(ink))).sum()
+def steepness_of(ink):
+    """Returns how much the ink changes at each pixel; of a part, 0 to 1, it adds up to its outline."""
+    return np.hypot(*np.gradient(np.float32(ink)))
 
 
 def width_of(ink):
-    """Returns how wide its strokes are: their area by half of their outline."""
-    return 2 * ink.sum() / outline_of(ink)
+    """Returns how wide the strokes are: their area by half of their outline."""
+    return 2 * ink.sum() / steepness_of(ink).sum()
 
 
 def at_edge(part):
     """Returns how much of a part's outline is at the picture's edge, 0 to 1."""
     length = sum(side.sum() for side in (part[0], part[-1], part[:, 0], part[:, -1]))
-    return length / (length + outline_of(part))
+    return length / (length + steepness_of(part[box_of(part, 2)]).sum())
+
+
+def is_soft(part, steepness):
+    """Returns whether a quarter of a part's outline is no edge: the ink changes too slowly there."""
+    box = box_of(part, 2)
+    outline = steepness[box][steepness_of(part[box]) > 0]
+    return np.percentile(outline, 25) < 3 / size_of(part)
 
 
 def is_framed(part, others):
@@ -183,12 +190,6 @@ def without(parts, ink):
 # the digit
 
 
-def is_stray(part, ink, limit):
-    """Returns whether a part is at the picture's edge by more than `limit`, or has soft edges."""
-    steepness = np.hypot(*np.gradient(ink))[np.hypot(*np.gradient(np.float32(part))) > 0]
-    return at_edge(part) > limit or np.percentile(steepness, 25) < 0.03
-
-
 def ink_on(brightness):
     """Returns what is dark, but for shadows and what is at the picture's edge, and its contrast.
 
@@ -200,9 +201,9 @@ def ink_on(brightness):
     while difference.max() > max(10, 8 * noise):
         contrast = np.median(difference[difference > difference.max() / 2])
         ink = np.minimum(difference / contrast, 1)
-        parts = parts_of(ink)
+        parts, steepness = parts_of(ink), steepness_of(ink)
         limit = 0 if min(map(at_edge, parts)) == 0 else 0.25  # a digit cut out closely has less
-        stray = [part for part in parts if is_stray(part, ink, limit)]
+        stray = [part for part in parts if at_edge(part) > limit or is_soft(part, steepness)]
         if not stray:
             return ink, contrast
         difference = without(stray, difference)
@@ -219,8 +220,9 @@ def find_digit(picture):
         return digit_of(dark if contrast > light_contrast else light)
     # A dark digit may have light holes, and a light sheet on a dark desk a dark digit. The outer
     # one is the digit, unless it is as thick as only a sheet is, and the inner one is not.
-    outer, inner = sorted((dark, light), key=lambda ink: -size_of(np.logical_or.reduce(parts_of(ink))))
-    sheet, digit = parts_of(outer)[0], parts_of(inner)[0]
+    found = [(ink, parts_of(ink)) for ink in (dark, light)]
+    found.sort(key=lambda each: size_of(np.logical_or.reduce(each[1])))
+    (inner, (digit, *_)), (outer, (sheet, *_)) = found
     is_sheet = (width_of(sheet) > max(0.2 * size_of(sheet), 2 * width_of(digit))
                 and size_of(digit) > size_of(sheet) / 4)
     return digit_of(inner if is_sheet else outer)
@@ -238,10 +240,8 @@ def digit_of(ink):
         ink = ink / ink.max()
     largest = max(parts, key=size_of)
     size = size_of(largest)
-    near = np.zeros_like(largest)
-    near[tuple(slice(max(0, side.start - size // 4), side.stop + size // 4)
-               for side in box_of(largest))] = True
-    far = [part for part in parts if (part & near).sum() < part.sum() / 2]
+    near = box_of(largest, size // 4)
+    far = [part for part in parts if part[near].sum() < part.sum() / 2]
     if any(size_of(part) > size / 3 for part in far):
         raise Unreadable("shows more than one thing that may be the digit: leave one in it")
     digit = np.logical_or.reduce([part for part in parts if not any(part is each for each in far)])

@@ -1,12 +1,13 @@
-"""Draws digits on the page of docs/draw_digit.py in Chromium, by a mouse, for its tests.
+"""Draws digits on the page of docs/draw_digit.py by a mouse, in Chromium, for its tests.
 
-    python tests/drawing.py
+    python rnn_mnist.py && python tests/drawing.py
 
-makes docs/draw_digit.png, the README's picture of the page, with the model in rnn_mnist.keras. It
-needs Chromium or Chrome, and what tests/requirements.txt names.
+makes docs/draw_digit.png, the README's picture of the page, and prints how many digits of which
+kind are read right. It needs Chromium or Chrome, and what tests/requirements.txt names.
 """
 
 import contextlib
+import itertools
 import math
 import os
 import pathlib
@@ -14,7 +15,12 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
+
 ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import draw_digit
+
 # Chromium's own errands, which are none of the page's; as root it runs only without its sandbox.
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"] + ["--no-sandbox"] * (getattr(os, "getuid", int)() == 0)
@@ -49,12 +55,19 @@ DIGITS = [
 ]
 
 
+PENS = {"thick": 25, "thin": 6}  # widths, where the paper measures 300; the page's own is thick
+KINDS = [*itertools.product(PENS, ["large", "small"], ["middle", "corner"])]
+
+
 @contextlib.contextmanager
-def served(folder, env=None):
-    """Runs docs/draw_digit.py in a folder with a model; gives its process and its address."""
+def served(folder, env=os.environ, browser="-c pass"):
+    """Runs docs/draw_digit.py in a folder with a model; gives its process and its address.
+
+    In place of a browser it opens the Python program `browser`, which by default does nothing.
+    """
     command = [sys.executable, str(ROOT / "docs" / "draw_digit.py")]
-    # What BROWSER names is opened in place of a browser: here it does nothing.
-    env = {**(env or os.environ), "BROWSER": f'"{sys.executable}" -c pass %s'.replace("\\", "/")}
+    python = pathlib.Path(sys.executable).as_posix()
+    env = {**env, "BROWSER": f'"{python}" {browser} %s'}
     with subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE) as process:
         try:
@@ -88,30 +101,51 @@ def opened(page, address):
     return paper
 
 
-def draw(page, strokes, size=200, left=50, top=50, pen=None):
-    """Draws strokes into a box on the cleared paper, which measures 300 by 300."""
+def draw(page, strokes, pen="thick", size="large", place="middle"):
+    """Draws strokes by a mouse on the cleared paper, which measures 300 by 300."""
+    side = {"large": 200, "small": 90}[size]
+    corner = {"middle": 150 - side / 2, "corner": 300 - 0.95 * side}[place]  # some go over its edge
     page.get_by_role("button", name="Clear").click()
     paper = page.locator("canvas")
-    if pen:
-        paper.evaluate(f"paper => {{ paper.getContext('2d').lineWidth = {pen}; }}")
-    place = paper.bounding_box()
-    scale = place["width"] / 300
+    paper.evaluate(f"paper => {{ paper.getContext('2d').lineWidth = {PENS[pen]}; }}")
+    box = paper.bounding_box()
+    scale = box["width"] / 300
     for stroke in strokes:
         for n, (x, y) in enumerate(stroke):
-            page.mouse.move(place["x"] + scale * (left + x * size / 100),
-                            place["y"] + scale * (top + y * size / 100))
+            page.mouse.move(box["x"] + scale * (corner + x * side / 100),
+                            box["y"] + scale * (corner + y * side / 100))
             if n == 0:
                 page.mouse.down()
         page.mouse.up()
+
+
+def reading(page):
+    """Returns the image [28, 28] of what is drawn, and the digits in the page's order, the likeliest
+    first, once the page shows what the network says of this image.
+    """
+    image = draw_digit.drawn(page.evaluate("document.querySelector('canvas').toDataURL()"))
+    cells = [[float(column + 3), float(row), f"{image[row, column]:.2f}"]
+             for row, column in np.argwhere(image > 0.005)]
+    page.wait_for_function("""cells => JSON.stringify(cells) == JSON.stringify(
+        [...document.querySelectorAll("svg rect[fill=white]")].map(cell => [
+            cell.x.baseVal.value, cell.y.baseVal.value, cell.getAttribute("fill-opacity")]))""",
+                           arg=cells)
+    return image, [int(line.split()[0]) for line in page.locator(".confidence-set").all_inner_texts()]
 
 
 def main():
     with served(".") as (_, address), browser() as chromium:
         page = chromium.new_page(viewport={"width": 1100, "height": 640}, device_scale_factor=1.5)
         opened(page, address)
+        for kind in KINDS:
+            read = []
+            for strokes in DIGITS:
+                draw(page, strokes, *kind)
+                read.append(reading(page)[1][0])
+            right = sum(digit == n for n, digit in enumerate(read))
+            print(f"{', '.join(kind)}: {right} of 10 read right, the ten as {read}")
         draw(page, DIGITS[5])
-        page.wait_for_function("() => document.querySelectorAll('svg rect').length > 200")
-        page.wait_for_timeout(2000)  # until all strokes have been read
+        reading(page)
         page.screenshot(path=ROOT / "docs" / "draw_digit.png")
 
 

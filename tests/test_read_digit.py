@@ -1,4 +1,7 @@
-"""docs/read_digit.py: a digit in a picture, however it was drawn, is read as the data's own are."""
+"""docs/read_digit.py: a digit in a picture, however it was drawn, is read as the data's own are.
+
+Of docs/what_it_sees.py and docs/draw_digit.py it tests what they share: asking after every row.
+"""
 
 import importlib.util
 import subprocess
@@ -17,7 +20,7 @@ spec = importlib.util.spec_from_file_location("read_digit", ROOT / "docs" / "rea
 read_digit = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(read_digit)
 
-DIGITS = 30
+DIGITS = 20
 
 
 def drawings():
@@ -89,9 +92,132 @@ def specked(drawing, generator):
     return grey(picture), {}
 
 
+def inked(drawing, light, generator, margin=20):
+    """Returns a photo's part, light [height, width], with the digit written somewhere on it."""
+    ink = put(enlarged(drawing, 8), *np.subtract(light.shape, 2 * margin), generator) / 255
+    return light * (1 - 0.75 * np.pad(ink, margin))
+
+
+def paper(height, width):
+    return 205 - 30 * np.linspace(0, 1, width) + 15 * np.linspace(-1, 1, height)[:, np.newaxis]
+
+
+def taken(light, generator):
+    return grey(light + generator.normal(0, 4, light.shape)), {}
+
+
+def lined(drawing, generator):
+    light = paper(400, 400)
+    light[20::40] -= 45
+    light[21::40] -= 45
+    return taken(inked(drawing, light, generator), generator)
+
+
+def in_a_box(drawing, generator):
+    light = paper(420, 420)
+    light[90:330, 90:330] = inked(drawing, light[90:330, 90:330], generator, margin=15)
+    picture = grey(light)
+    ImageDraw.Draw(picture).rectangle([90, 90, 330, 330], outline=50, width=5)
+    return taken(np.float64(picture), generator)
+
+
+def in_an_open_box(drawing, generator):
+    """Drawn by hand: its sides don't meet."""
+    light = paper(420, 420)
+    light[90:330, 90:330] = inked(drawing, light[90:330, 90:330], generator, margin=15)
+    picture = grey(light)
+    for side in ([(85, 92), (320, 86)], [(330, 85), (326, 318)], [(318, 330), (92, 326)],
+                 [(86, 320), (92, 102)]):
+        ImageDraw.Draw(picture).line(side, fill=50, width=5)
+    return taken(np.float64(picture), generator)
+
+
+def in_a_form(drawing, generator):
+    """Three printed boxes in a row, the digit in the middle one."""
+    light = paper(300, 780)
+    light[40:260, 280:500] = inked(drawing, light[40:260, 280:500], generator, margin=15)
+    picture = grey(light)
+    for left in (30, 275, 520):
+        ImageDraw.Draw(picture).rectangle([left, 35, left + 230, 265], outline=90, width=3)
+    return taken(np.float64(picture), generator)
+
+
+def on_a_desk(drawing, generator):
+    """A sheet on a dark wooden desk, not quite straight."""
+    down, right = np.mgrid[:480, :640]
+    desk = 60 + 14 * np.sin(down / 7 + 2 * np.sin(right / 90))
+    sheet = Image.fromarray(np.float32(inked(drawing, paper(340, 460), generator)))
+    photo = Image.new("F", (640, 480), -1.0)
+    photo.paste(sheet, (90, 70))
+    photo = np.asarray(photo.rotate(generator.uniform(-10, 10), fillcolor=-1.0))
+    return taken(np.where(photo < 0, desk, photo), generator)
+
+
+def beside_a_desk(drawing, generator):
+    light = np.full([480, 640], 50.0)
+    light[:, 180:] = inked(drawing, paper(480, 460), generator)
+    return taken(light, generator)
+
+
+def with_a_dark_corner(drawing, generator):
+    """In pencil, the black desk in a corner."""
+    light = paper(480, 480)
+    light[:300, :300] = 0.5 * light[:300, :300] + 0.5 * inked(
+        drawing, light[:300, :300], generator)
+    light[np.add(*np.mgrid[:480, :480]) > 700] = 30
+    return taken(light, generator)
+
+
+def with_dark_edges(drawing, generator):
+    light = inked(drawing, paper(400, 400), generator)
+    for edge in (light[:3], light[-3:], light[:, :3], light[:, -3:])[generator.integers(4):]:
+        edge[:] = 20
+    return taken(light, generator)
+
+
+def with_the_edge_of_the_sheet(drawing, generator):
+    light = paper(480, 480)
+    light[:390] = inked(drawing, light[:390], generator)
+    light[390:395], light[395:] = 70, 150
+    return taken(light, generator)
+
+
+def in_a_spiral_notebook(drawing, generator):
+    light = paper(480, 480)
+    light[90:] = inked(drawing, light[90:], generator)
+    picture = grey(light)
+    for x in range(20, 480, 40):
+        ImageDraw.Draw(picture).ellipse([x - 8, 18, x + 8, 34], fill=35)
+        ImageDraw.Draw(picture).line([(x, 0), (x, 26)], fill=60, width=4)
+    return taken(np.float64(picture), generator)
+
+
+def in_the_shadow_of_a_hand(drawing, generator):
+    down, right = np.mgrid[:480, :640]
+    distance = np.hypot(down - 480, right - generator.uniform(0, 640))
+    shadow = 1 - 0.45 / (1 + np.exp((distance - 280) / 18))
+    return taken(shadow * inked(drawing, paper(480, 640), generator), generator)
+
+
+def on_a_board(drawing, generator):
+    """In chalk, the board in a wooden frame."""
+    light = np.full([420, 560], 180.0)
+    light[25:395, 25:535] = 255 - inked(drawing, np.full([370, 510], 180.0), generator)
+    return taken(light, generator)
+
+
+def in_floating_point(drawing, generator):
+    picture, _ = photo(drawing, generator)
+    return Image.fromarray(np.asarray(picture, np.float32) / 255), {}
+
+
 KINDS = [(centred, "png"), (light_on_dark, "bmp"), (tiny, "png"), (filling, "gif"),
          (painted(0), "png"), (painted(255), "png"), (photo, "webp"), (turned, "jpg"),
-         (specked, "png")]
+         (specked, "png"), (lined, "jpg"), (in_a_box, "jpg"), (in_an_open_box, "png"),
+         (in_a_form, "png"), (on_a_desk, "jpg"), (beside_a_desk, "jpg"),
+         (with_a_dark_corner, "jpg"), (with_dark_edges, "png"),
+         (with_the_edge_of_the_sheet, "jpg"), (in_a_spiral_notebook, "jpg"),
+         (in_the_shadow_of_a_hand, "jpg"), (on_a_board, "jpg"), (in_floating_point, "tiff")]
 
 
 def normalized(images):
@@ -119,11 +245,11 @@ def test_a_picture_is_read_as_the_data_are(draw, ending, model, tmp_path):
     for image in images:
         picture, options = draw(image, generator)
         picture.save(tmp_path / f"digit.{ending}", **options)
-        pictures.append(read_digit.as_in_mnist(read_digit.find_digit(tmp_path / f"digit.{ending}")))
+        pictures.append(read_digit.read_picture(tmp_path / f"digit.{ending}"))
     right, of_data = (np.asarray(model(np.float32(x))).argmax(axis=1) == labels
                       for x in (pictures, normalized(images)))
     assert of_data.mean() > 0.85
-    assert right.mean() >= of_data.mean() - 0.1  # a tenth of thirty is three digits
+    assert right.mean() >= of_data.mean() - 0.1  # a tenth of twenty is two digits
 
 
 def test_the_digit_is_where_mnist_has_it():
@@ -153,16 +279,91 @@ def test_a_fine_pen_is_made_a_thick_one():
     np.tile(np.linspace(100, 200, 300), [200, 1])], ids=["white", "black", "noise", "shade"])
 def test_a_picture_without_a_digit_is_told(picture, tmp_path):
     grey(picture).save(tmp_path / "digit.png")
-    with pytest.raises(SystemExit, match="shows no digit"):
-        read_digit.find_digit(tmp_path / "digit.png")
+    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit: nothing in it"):
+        read_digit.read_picture(tmp_path / "digit.png")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
 def test_a_file_that_is_no_picture_is_told(content, tmp_path):
     if content is not None:
         (tmp_path / "digit.png").write_bytes(content)
-    with pytest.raises(SystemExit, match="can't be read as a picture"):
-        read_digit.find_digit(tmp_path / "digit.png")
+    with pytest.raises(read_digit.Unreadable, match="digit.png can't be read as a picture"):
+        read_digit.read_picture(tmp_path / "digit.png")
+
+
+def desk_alone():
+    picture = paper(400, 400)
+    picture[:, :120] = 50
+    return picture
+
+
+def blot():
+    return 255 - 200 * (np.hypot(*(np.mgrid[:400, :400] - 200)) < 60)
+
+
+def two_digits():
+    picture = paper(400, 600)
+    for left in (100, 400):
+        picture[100:300, left:left + 20] = 40
+    return picture
+
+
+def scribbled_desk():
+    """The edges of two sheets, and nothing on them."""
+    picture = paper(400, 400)
+    picture[150:156], picture[:, 250:256] = 60, 60
+    return picture
+
+
+@pytest.mark.parametrize("draw, sentence", [
+    (desk_alone, "shows no digit: nothing"), (blot, "shows no digit: what stands out"),
+    (two_digits, "shows more than one thing"), (scribbled_desk, "shows no digit")],
+    ids=lambda value: getattr(value, "__name__", ""))
+def test_what_is_not_one_digit_is_told(draw, sentence):
+    with pytest.raises(read_digit.Unreadable, match=sentence):
+        read_digit.find_digit(grey(draw()))
+
+
+def network(*layers):
+    return keras.Sequential([keras.Input([28, 28]), *layers, keras.layers.Dense(10, "softmax")])
+
+
+def test_a_network_that_reads_forwards_is_asked_on_its_way():
+    images = np.random.default_rng(0).random([3, 28, 28], np.float32)
+    model = network(keras.layers.Dense(8), keras.layers.LSTM(8))
+    every_row = read_digit.after_every_row(read_digit.for_any_rows(model), images)
+    hidden, lstm, out = model.layers
+    on_its_way = keras.layers.LSTM(8, return_sequences=True)
+    on_its_way.build([None, 28, 8])
+    on_its_way.set_weights(lstm.get_weights())
+    np.testing.assert_allclose(every_row, out(on_its_way(hidden(images))), atol=1e-6)  # float32's
+    np.testing.assert_allclose(every_row[:, -1], model(images), atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [
+    lambda: [keras.layers.GRU(8)],
+    lambda: [keras.layers.LSTM(8, return_sequences=True), keras.layers.Dropout(0.5),
+             keras.layers.SimpleRNN(8)],
+    lambda: [keras.layers.Bidirectional(keras.layers.LSTM(8))],
+    lambda: [keras.layers.LSTM(8, return_sequences=True), keras.layers.GlobalAveragePooling1D()]],
+    ids=["GRU", "two", "both directions", "mean"])
+def test_other_networks_get_the_first_rows_alone(layers):
+    images = np.random.default_rng(0).random([2, 28, 28], np.float32)
+    model = network(*layers())
+    every_row = read_digit.after_every_row(read_digit.for_any_rows(model), images)
+    for row in (1, 9, 28):
+        outputs = images[:, :row]
+        for layer in model.layers:
+            outputs = layer(outputs)
+        np.testing.assert_allclose(every_row[:, row - 1], outputs, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [
+    lambda: [keras.layers.Permute([2, 1]), keras.layers.LSTM(8)],
+    lambda: [keras.layers.Flatten(), keras.layers.Dense(8)]], ids=["columns", "all at once"])
+def test_a_network_that_takes_all_rows_at_once_is_told(layers):
+    with pytest.raises(read_digit.Unreadable, match="takes 28 rows at a time"):
+        read_digit.for_any_rows(network(*layers()))
 
 
 @pytest.mark.slow

@@ -178,7 +178,8 @@ def is_framed(part, others):
     accumulate = np.logical_or.accumulate
     inside = (accumulate(others) & accumulate(others[::-1])[::-1] & accumulate(others, axis=1)
               & accumulate(others[:, ::-1], axis=1)[:, ::-1])
-    return (inside & part).sum() > 0.9 * part.sum() and size_of(part) > size_of(others) / 4
+    height, outer_height = (np.ptp(np.flatnonzero(each.any(axis=1))) for each in (part, others))
+    return (inside & part).sum() > 0.9 * part.sum() and height > outer_height / 4
 
 
 def without(parts, ink):
@@ -202,7 +203,7 @@ def ink_on(brightness):
         contrast = np.median(difference[difference > difference.max() / 2])
         ink = np.minimum(difference / contrast, 1)
         parts, steepness = parts_of(ink), steepness_of(ink)
-        limit = 0 if min(map(at_edge, parts)) == 0 else 0.25  # a digit cut out closely has less
+        limit = 0 if min(map(at_edge, parts)) == 0 else 1 / 3  # a digit cut out closely has less
         stray = [part for part in parts if at_edge(part) > limit or is_soft(part, steepness)]
         if not stray:
             return ink, contrast
@@ -223,7 +224,7 @@ def find_digit(picture):
     found = [(ink, parts_of(ink)) for ink in (dark, light)]
     found.sort(key=lambda each: size_of(np.logical_or.reduce(each[1])))
     (inner, (digit, *_)), (outer, (sheet, *_)) = found
-    is_sheet = (width_of(sheet) > max(0.2 * size_of(sheet), 2 * width_of(digit))
+    is_sheet = (width_of(sheet) > max(0.25 * size_of(sheet), 2 * width_of(digit))
                 and size_of(digit) > size_of(sheet) / 4)
     return digit_of(inner if is_sheet else outer)
 
@@ -233,7 +234,8 @@ def digit_of(ink):
     while True:
         parts = parts_of(ink)
         every = np.logical_or.reduce(parts)
-        outside = [part for part in parts if not is_framed(part, every & ~part)]
+        outside = [part for part in parts
+                   if len(parts) == 1 or not is_framed(part, every & ~part)]
         if len(outside) == len(parts):
             break
         ink = without(outside, ink)

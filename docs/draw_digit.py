@@ -31,8 +31,8 @@ PAPER = """<canvas width="300" height="300" aria-label="Paper to draw a digit on
 PAPER_CSS = """
 canvas { width: 100%; max-width: 400px; background: white; cursor: crosshair; touch-action: none;
          border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
-button { width: 100%; max-width: 400px; margin-top: 8px; padding: 8px; border-radius: var(--radius-lg);
-         background: var(--button-secondary-background-fill);
+button { width: 100%; max-width: 400px; margin-top: 8px; padding: 8px;
+         border-radius: var(--radius-lg); background: var(--button-secondary-background-fill);
          color: var(--button-secondary-text-color); }
 """
 DRAW = """
@@ -118,7 +118,8 @@ def page(model):
         probabilities = model.predict_on_batch(image[np.newaxis])[0]
         likely = {str(digit): float(each) for digit, each in enumerate(probabilities)}
         if any_rows is None:
-            return likely, f"<p>The image that it gets. {reason}</p>{figure(image, np.zeros([28, 10]))}"
+            svg = figure(image, np.zeros([28, 10]))
+            return likely, f"<p>The image that it gets. {reason}</p>{svg}"
         every_row = read_digit.after_every_row(any_rows, image[np.newaxis])[0]
         guesses = every_row.argmax(axis=1)[image.any(axis=1).argmax():]  # those above saw nothing
         changes = guesses[np.append(True, guesses[1:] != guesses[:-1])]
@@ -128,12 +129,13 @@ def page(model):
     look(np.zeros([28, 28], np.float32))  # the first time is slow
     with gradio.Blocks(title="Draw a digit", analytics_enabled=False) as blocks:
         gradio.Markdown(ABOUT)
-        with gradio.Row():
-            paper = gradio.HTML(html_template=PAPER, css_template=PAPER_CSS, js_on_load=DRAW,
-                                scale=3, min_width=260)
-            label = gradio.Label(label="Probabilities", scale=2, min_width=200)
-            rows = gradio.HTML("The paper shows no digit: nothing is drawn.", padding=True,
-                               scale=4, min_width=300)
+        with gradio.Row():  # on a narrow screen its columns stand one above the other
+            with gradio.Column(scale=3, min_width=280):
+                paper = gradio.HTML(html_template=PAPER, css_template=PAPER_CSS, js_on_load=DRAW)
+            with gradio.Column(scale=2, min_width=200):
+                label = gradio.Label(label="Probabilities")
+            with gradio.Column(scale=4, min_width=300):
+                rows = gradio.HTML("The paper shows no digit: nothing is drawn.")
         gradio.Markdown(WHY)
         paper.input(read, paper, [label, rows], show_progress="hidden", trigger_mode="always_last")
     return blocks

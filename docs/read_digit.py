@@ -96,7 +96,7 @@ def without_gaps(line):
 
 
 def filled(brightness):
-    """Returns the brightness with all that is dark filled up, but for what is at the picture's edge.
+    """Returns the brightness with what is dark filled up, but not at the picture's edge.
 
     It is filled as if by water: as high as the lowest way out to the edge. Dark places at the edge
     are a way out if they take 0.8 of a side, as a desk does; those of a digit that was cut out
@@ -151,7 +151,7 @@ def size_of(part):
 
 
 def steepness_of(ink):
-    """Returns how much the ink changes at each pixel; of a part, 0 to 1, it adds up to its outline."""
+    """Returns how much the ink changes at each pixel; a part's adds up to its outline."""
     return np.hypot(*np.gradient(np.float32(ink)))
 
 
@@ -167,7 +167,7 @@ def at_edge(part):
 
 
 def is_soft(part, steepness):
-    """Returns whether a quarter of a part's outline is no edge: the ink changes too slowly there."""
+    """Returns whether the ink changes slowly on a quarter of a part's outline: a shadow."""
     box = box_of(part, 2)
     outline = steepness[box][steepness_of(part[box]) > 0]
     return np.percentile(outline, 25) < 3 / size_of(part)
@@ -224,7 +224,7 @@ def find_digit(picture):
     found = [(ink, parts_of(ink)) for ink in (dark, light)]
     found.sort(key=lambda each: size_of(np.logical_or.reduce(each[1])))
     (inner, (digit, *_)), (outer, (sheet, *_)) = found
-    is_sheet = (width_of(sheet) > max(0.25 * size_of(sheet), 2 * width_of(digit))
+    is_sheet = (width_of(sheet) > max(0.2 * size_of(sheet), 2 * width_of(digit))
                 and size_of(digit) > size_of(sheet) / 4)
     return digit_of(inner if is_sheet else outer)
 

@@ -23,7 +23,9 @@ import draw_digit
 
 # Chromium's own errands, which are none of the page's; as root it runs only without its sandbox.
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync", "--no-first-run"] + ["--no-sandbox"] * (getattr(os, "getuid", int)() == 0)
+         "--disable-sync", "--no-first-run"]
+if getattr(os, "getuid", int)() == 0 and os.name == "posix":
+    QUIET.append("--no-sandbox")
 
 
 def curve(x, y, width, height, start, end):
@@ -120,8 +122,9 @@ def draw(page, strokes, pen="thick", size="large", place="middle"):
 
 
 def reading(page):
-    """Returns the image [28, 28] of what is drawn, and the digits in the page's order, the likeliest
-    first, once the page shows what the network says of this image.
+    """Returns the image [28, 28] of what is drawn and the digits, the likeliest first.
+
+    It waits until the page shows what the network says of this image.
     """
     image = draw_digit.drawn(page.evaluate("document.querySelector('canvas').toDataURL()"))
     cells = [[float(column + 3), float(row), f"{image[row, column]:.2f}"]
@@ -130,7 +133,8 @@ def reading(page):
         [...document.querySelectorAll("svg rect[fill=white]")].map(cell => [
             cell.x.baseVal.value, cell.y.baseVal.value, cell.getAttribute("fill-opacity")]))""",
                            arg=cells)
-    return image, [int(line.split()[0]) for line in page.locator(".confidence-set").all_inner_texts()]
+    lines = page.locator(".confidence-set").all_inner_texts()
+    return image, [int(line.split()[0]) for line in lines]
 
 
 def main():

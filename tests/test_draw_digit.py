@@ -109,6 +109,7 @@ def test_a_finger_draws_on_a_narrow_screen(chromium, address):
     page.set_default_timeout(1000 * TIMEOUT)
     paper = opened(page, address)
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
+    assert paper.bounding_box()["width"] > 250
     box, touch = paper.bounding_box(), context.new_cdp_session(page)
     for part in range(11):
         point = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] * (2 + part) / 15}

@@ -309,7 +309,7 @@ def two_digits():
 
 
 @pytest.mark.parametrize("draw, sentence", [
-    (desk_alone, "shows no digit: nothing"), (blot, "shows no digit: what stands out"),
+    (desk_alone, "shows no digit"), (blot, "shows no digit: what stands out"),
     (two_digits, "shows more than one thing")],
     ids=lambda value: getattr(value, "__name__", ""))
 def test_what_is_not_one_digit_is_told(draw, sentence):

@@ -212,10 +212,13 @@ def read_until(terminal, text):
     shown = b""
     while text is None or text not in shown:
         try:
-            shown += os.read(terminal, 1000)
-        except OSError:  # so Linux says that nobody is there any more
+            received = os.read(terminal, 1000)
+        except OSError:  # so Linux says that nobody is there any more, and a Mac by no bytes
+            received = b""
+        if not received:
             assert text is None, shown
             return shown.decode()
+        shown += received
     return shown.decode()
 
 

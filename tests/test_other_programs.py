@@ -313,12 +313,12 @@ for run in range(3):
 
 @containers
 @pytest.mark.slow
-@pytest.mark.parametrize("program, number", [
-    ("rnn_mnist.py", signal.SIGTERM), ("rnn_mnist.py", signal.SIGUSR1),
-    ("rnn_mnist.py", signal.SIGINT), ("loop.py", signal.SIGTERM)],
-    ids=["SIGTERM", "SIGUSR1", "SIGINT", "SIGTERM to a loop"])
+@pytest.mark.parametrize("program, name", [
+    ("rnn_mnist.py", "SIGTERM"), ("rnn_mnist.py", "SIGUSR1"), ("rnn_mnist.py", "SIGINT"),
+    ("loop.py", "SIGTERM")], ids=["SIGTERM", "SIGUSR1", "SIGINT", "SIGTERM to a loop"])
 def test_process_1_ends_by_a_status_that_says_which_signal(tmp_path, small_data_dir, program,
-                                                           number):
+                                                           name):
+    number = signal.Signals[name]
     path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
     (tmp_path / "loop.py").write_text(LOOP)
     process = start(path, command=[*UNSHARE, sys.executable, program])

@@ -186,7 +186,10 @@ def test_a_tilde_is_the_home_folder(settings, monkeypatch, tmp_path):
 def test_a_link_to_the_model_stays_a_link(settings, tmp_path):
     settings(**QUICK)
     (tmp_path / "elsewhere").mkdir()
-    os.symlink(tmp_path / "elsewhere" / "model.keras", "rnn_mnist.keras")
+    try:
+        os.symlink(tmp_path / "elsewhere" / "model.keras", "rnn_mnist.keras")
+    except OSError:
+        pytest.skip("Windows lets only administrators and developers make links")
     assert not save()
     assert os.path.islink("rnn_mnist.keras")
     assert zipfile.is_zipfile(tmp_path / "elsewhere" / "model.keras")
@@ -204,8 +207,8 @@ def test_the_samples_model_leaves_mnists_in_its_place(settings, tmp_path, capsys
     assert 0 <= rnn_mnist.main() <= 1
     assert (tmp_path / "digits.keras").read_bytes() == b"trained on MNIST"
     assert keras.models.load_model("digits-uci_digits.keras")
-    err = capsys.readouterr().err
-    assert re.search(rf"UCI digits.* saved to {tmp_path / 'digits-uci_digits.keras'}", err)
+    err, path = capsys.readouterr().err, tmp_path / "digits-uci_digits.keras"
+    assert re.search(rf"UCI digits.* saved to {re.escape(str(path))}", err)
     assert sorted(os.listdir(tmp_path)) == ["digits-uci_digits.keras", "digits.keras"]
 
 

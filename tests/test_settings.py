@@ -95,8 +95,8 @@ def test_a_data_directory_that_can_not_be_leads_to_the_sample(settings, small_fi
     settings(DATA_DIR=data_dir)
     rnn_mnist.check_settings()
     assert rnn_mnist.load_data()[2] == rnn_mnist.SAMPLE
-    notice = capsys.readouterr().err.splitlines()[-1]
-    assert notice.startswith(f"MNIST can be neither read from {data_dir} nor fetched. ")
+    notice, folder = capsys.readouterr().err.splitlines()[-1], pathlib.Path(data_dir)
+    assert notice.startswith(f"MNIST can be neither read from {folder} nor fetched. ")
 
 
 def test_checking_the_settings_leaves_nothing_behind(settings, tmp_path):

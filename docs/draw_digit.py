@@ -13,7 +13,6 @@ import sys
 import time
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would look for its newest version, too
-os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # else it would ask a proxy for its own page
 import gradio
 import numpy as np
 from PIL import Image, ImageOps
@@ -22,8 +21,8 @@ import read_digit
 
 ABOUT = """# Draw a digit
 A recurrent network sees your drawing as 28 rows and reads one after the other."""
-WHY = """The network knows only how MNIST's writers wrote, quickly and mostly slanted to the right:
-a neat, upright 7 or a 1 with a foot was rare among them, and may be taken for another digit."""
+WHY = """The network knows only how MNIST's writers wrote: their 1 is mostly one slanted stroke, so a
+neat straight 7, or a 1 with a hook, may look like none of theirs and be taken for another digit."""
 
 # The pen is a twelfth of the paper, as thick as MNIST's where a digit takes most of it.
 PAPER = """<canvas width="300" height="300" aria-label="Paper to draw a digit on"></canvas>
@@ -146,6 +145,7 @@ def main():
         blocks = page(read_digit.load_model())
     except read_digit.Unreadable as error:
         sys.exit(str(error))
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # it asks itself for its page, no proxy
     _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
                               prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
                               run_history=False)

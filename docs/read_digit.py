@@ -242,8 +242,8 @@ def digit_of(ink):
         ink = ink / ink.max()
     largest = max(parts, key=size_of)
     size = size_of(largest)
-    near = box_of(largest, size // 4)
-    far = [part for part in parts if part[near].sum() < part.sum() / 2]
+    near = box_of(largest, size // 8)  # a digit's own parts are nearer than another digit
+    far = [part for part in parts if not part[near].any()]
     if any(size_of(part) > size / 3 for part in far):
         raise Unreadable("shows more than one thing that may be the digit: leave one in it")
     digit = np.logical_or.reduce([part for part in parts if not any(part is each for each in far)])

@@ -2,7 +2,7 @@
 
     python rnn_mnist.py && python tests/drawing.py
 
-makes docs/draw_digit.png, the README's picture of the page, and prints how many digits of which
+makes docs/evidence/draw_digit.png, the README's picture of the page, and prints how many digits of which
 kind are read right. It needs Chromium or Chrome, and what tests/requirements.txt names.
 """
 
@@ -150,7 +150,7 @@ def main():
             print(f"{', '.join(kind)}: {right} of 10 read right, the ten as {read}")
         draw(page, DIGITS[5])
         reading(page)
-        page.screenshot(path=ROOT / "docs" / "draw_digit.png")
+        page.screenshot(path=ROOT / "docs" / "evidence" / "draw_digit.png")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Reads MNIST's digits row by row with an LSTM: a TensorFlow 0.8 script, ported to Keras 3.
 
 The constants are its settings; README.md explains it. Standard output is the original's log and,
-as its last line, the accuracy on the whole test set.
+as its last line, the accuracy on the whole test set. The original is recurrent_network.py,
+copyright 2015 Aymeric Damien, MIT licence; docs/original.md has its notice.
 """
 
 # The task, first of four parts: the one to read, and to change as you like.
@@ -101,7 +102,7 @@ def build_model():
     """
     keras.config.set_floatx("float32")  # the original's, whatever a keras.json says
     keras.config.set_dtype_policy("float32")
-    tf.config.experimental.enable_tensor_float_32_execution(False)  # which rounds, on a GPU
+    tf.config.experimental.enable_tensor_float_32_execution(False)  # TF32 rounds, on a GPU
 
     stddev = 1.0  # of the first weights and biases around the LSTM
     # The original's LSTM had one kernel for its input and its last output together, uniform with
@@ -165,7 +166,7 @@ class Progress:
     """How far a training has come."""
 
     seen: int = 0  # training images, counted each time they are seen
-    signals: list = dataclasses.field(default_factory=list)  # which ask it to stop
+    signals: list = dataclasses.field(default_factory=list)  # received, which ask it to stop
     lost: bool = False  # by a divergence or a second Ctrl-C
     misplaced: str = ""  # a sentence, if the model could not be saved in its place
 
@@ -198,7 +199,7 @@ def train(model, x, y, progress):
     if progress.seen:
         model.optimizer.finalize_variable_values(model.trainable_variables)  # for use_ema=True
         loss, _ = measure(model, batch_x, batch_y)
-        stop_if_diverged(model, progress, loss)  # by the last update
+        stop_if_diverged(model, progress, loss)  # the last update may have done it
 
 
 def draw(name, value, progress):
@@ -227,8 +228,9 @@ test.__test__ = False  # pytest would take it for a test of a file that imports 
 def main():
     """Loads, builds, trains, saves and tests; returns the accuracy on the whole test set.
 
-    What can't be trained is a TrainingError. Where a signal came before anything was learned, and
-    whoever handles it goes on, there is no accuracy: nan.
+    Raises a TrainingError where constants, data or network can't be used, where the training
+    diverges, or where the model can't be saved in its place. Returns nan if a signal came before
+    anything was learned and whoever handles it goes on.
     """
     check_settings()
     with leave_as_found():
@@ -295,14 +297,15 @@ def prepare_mnist():
     with (
         leave_as_found(),
         to_standard_error(),
-        contextlib.suppress(FileExistsError),  # another run was faster
         # What TFDS extracts it would share with other runs, and with data sets whose files have
         # the same names.
         tempfile.TemporaryDirectory(dir=files_dir()) as extract_dir,
     ):
         random.seed()  # TFDS draws the name of a folder, which must not be that of another run
         config = tfds.download.DownloadConfig(manual_dir=files_dir(), extract_dir=extract_dir)
-        tfds.builder("mnist", data_dir=data_dir()).download_and_prepare(download_config=config)
+        mnist = tfds.builder("mnist", data_dir=data_dir())
+        with contextlib.suppress(FileExistsError):  # another run was faster
+            mnist.download_and_prepare(download_config=config)
 
 
 def fetch_mnist():
@@ -358,8 +361,8 @@ def read_uci_digits():
     return [(images[part], labels[part]) for part in (order[256:], order[:256])]
 
 
-# Speed, the third part, may be skipped, or deleted with what calls it: the log is the same up to
-# rounding.
+# Speed, the third part, may be skipped, or deleted with what calls it: the outputs are the same up
+# to rounding, which grows from update to update.
 
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 with contextlib.suppress(OSError, ValueError):  # a container on Linux may have the time of fewer
@@ -374,7 +377,7 @@ def has_short_way(model):
     """
     def options(layer):
         free = ("name", "units", "trainable", "seed", "unit_forget_bias")
-        return {  # with functions themselves, for a user's may be called tanh, too
+        return {  # activations as functions, for a user's own may be named tanh, too
             name: getattr(layer, name) if "activation" in name else value
             for name, value in layer.get_config().items()
             if name not in free and not name.endswith("_initializer")}
@@ -383,7 +386,7 @@ def has_short_way(model):
         return False
     if [tensor.dtype for tensor in getattr(model, "inputs", [])] != ["float32"]:
         return False
-    fixed = dict(kernel_initializer="zeros", dtype="float32", name="plain")  # draws no seed
+    fixed = dict(kernel_initializer="zeros", dtype="float32", name="plain")  # zeros draw no seed
     with tf.Graph().as_default():  # keeps a variable of the LSTM's out of the training's graph
         plain = [keras.layers.Dense(1, **fixed),
                  keras.layers.LSTM(1, recurrent_initializer="zeros", seed=0, **fixed),
@@ -463,7 +466,10 @@ def leave_as_found():
     from a seed that was drawn from them before the block.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()
-    seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
+    try:
+        seed = int(tf.random.uniform([], maxval=2**31 - 1, dtype=tf.int32))
+    except RuntimeError:  # under tf.config.experimental.enable_op_determinism, without a seed
+        seed = secrets.randbits(31)
     floatx, dtype_policy = keras.config.floatx(), keras.config.dtype_policy()
     tensor_float_32 = tf.config.experimental.tensor_float_32_execution_enabled()
     eagerly = tf.config.functions_run_eagerly()
@@ -509,6 +515,8 @@ def check_settings():
 
     wrong = []
     check("DATA_DIR", DATA_DIR is None or local(DATA_DIR), "a local folder, or None")
+    if not local(os.getenv("TFDS_DATA_DIR") or "none"):
+        wrong.append(f"TFDS_DATA_DIR = {os.environ['TFDS_DATA_DIR']!r} must be a local folder.")
     check("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False")
     is_schedule = isinstance(LEARNING_RATE, keras.optimizers.schedules.LearningRateSchedule)
     check("LEARNING_RATE", is_schedule or number(LEARNING_RATE, numbers.Real, 1e-37, 1e37),
@@ -547,17 +555,16 @@ def check_data(data):
 
 def check_split(x, y, split):
     """Returns sequences as float32 [n, N_STEPS, N_INPUT] and their labels as int64 [n]."""
-    try:
-        x = np.asarray(x)
-    except ValueError:
-        refuse(f"The {split} sequences are no array. If their lengths are unequal, "
-               "keras.utils.pad_sequences(sequences, N_STEPS, 'float32') makes one of them.")
-    y = np.asarray(y)
+    sentence = (f"The {split} sequences are no array of real numbers. Of unequal lengths, "
+                "keras.utils.pad_sequences(sequences, N_STEPS, 'float32') makes one.")
+    with (on_failure(sentence, refuse, (TypeError, ValueError)),
+          np.errstate(over="ignore")):  # what is too large for float32 becomes infinite
+        x = np.asarray(x).astype(np.float32, casting="same_kind", copy=False)
+    with on_failure(f"The {split} labels are no array.", refuse, ValueError):
+        y = np.asarray(y)
     if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) == 0:
         refuse(f"The {split} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT) = "
                f"(1 or more, {N_STEPS}, {N_INPUT}).")
-    with np.errstate(over="ignore"):  # what is too large for float32 becomes infinite
-        x = x.astype(np.float32, casting="same_kind", copy=False)  # no text, no complex numbers
     if not np.isfinite([x.min(), x.max()]).all():
         refuse(f"The {split} sequences hold nan, or numbers too large for float32, in "
                f"{np.count_nonzero(~np.isfinite(x))} places: fill them in or leave them out.")
@@ -569,10 +576,10 @@ def check_split(x, y, split):
     if y.dtype.kind not in "bui":
         refuse(f"The {split} labels are {y.dtype}, not whole numbers. Of numbers such as 3.0 or "
                "'3', labels.astype(int) makes them; of names, their places in a list of all.")
-    low, high = y.min(), y.max()
+    low, high = int(y.min()), int(y.max())
     if low < 0 or high >= N_CLASSES:
         remedy = f"If there are {high + 1} classes, set N_CLASSES = {high + 1}."
-        if low < 0 or 0 < low and high == N_CLASSES:
+        if low < 0 or (low > 0 and high == N_CLASSES):
             remedy = "Count them from 0."
         refuse(f"The {split} labels go from {low} to {high}, not from 0 to N_CLASSES - 1 = "
                f"{N_CLASSES - 1}. {remedy}")
@@ -607,7 +614,7 @@ def hold_signals(progress):
     ctrl_c = those_of_this_system("SIGINT", "SIGBREAK")
     requests_to_end = ctrl_c | those_of_this_system("SIGTERM", "SIGHUP")
     # Schedulers and limits of time send these. A handler of somebody's own may have other plans.
-    warnings = those_of_this_system("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGQUIT")
+    scheduler_signals = those_of_this_system("SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM", "SIGQUIT")
 
     def hold(number, frame):
         if number in ctrl_c and number in progress.signals:
@@ -618,21 +625,27 @@ def hold_signals(progress):
     earlier_handlers = {}
     try:
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
-            for number in requests_to_end | warnings:
+            for number in requests_to_end | scheduler_signals:
                 handler = signal.getsignal(number)
-                ignored = handler in (signal.SIG_IGN, None)  # None: handled, but not by Python
-                if handler == signal.SIG_DFL or number in requests_to_end and not ignored:
+                # None: a handler that was there before Python
+                held_anyway = number in requests_to_end and handler not in (signal.SIG_IGN, None)
+                if handler == signal.SIG_DFL or held_anyway:
                     earlier_handlers[number] = handler
                     signal.signal(number, hold)
         yield
     finally:
         for number, handler in earlier_handlers.items():
             signal.signal(number, handler)
-        if progress.signals:
-            number = progress.signals[0]
-            signal.raise_signal(number)  # which now has its usual effect
-            if earlier_handlers[number] == signal.SIG_DFL:  # still here: process 1 of a container
-                raise SystemExit(128 + number)
+        with contextlib.ExitStack() as effects:  # which has all of them, though one may raise
+            for number in reversed(dict.fromkeys(progress.signals)):
+                if earlier_handlers[number] == signal.SIG_DFL:
+                    effects.callback(exit_as_process_1, number)
+                effects.callback(signal.raise_signal, number)
+
+
+def exit_as_process_1(number):
+    """Ends the program as a signal does elsewhere: it can't end process 1 of a container."""
+    raise SystemExit(128 + number)
 
 
 @contextlib.contextmanager
@@ -680,7 +693,8 @@ def rescue(model, place):
     def save_weights(part):
         variables = model.variables + model.optimizer.variables
         size = sum(variable.numpy().nbytes for variable in variables)
-        # On a full disk this fails, where HDF5 would crash. Twice, for what a file holds besides.
+        # On a full disk this fails, where HDF5 would crash Python. A file of weights holds a little
+        # more than the weights, so twice their size is tried.
         part.write_bytes(bytes(2 * size))
         model.save_weights(part)
 
@@ -740,5 +754,5 @@ if __name__ == "__main__":
         for stream in filter(None, (sys.stdout, sys.stderr)):
             try:
                 stream.flush()
-            except OSError:  # else Python would try again as it ends, complain, and return 120
+            except OSError:  # else Python would flush again as it ends, complain, and return 120
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

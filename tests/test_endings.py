@@ -96,7 +96,15 @@ def test_signals_while_testing_lose_nothing(at, handled, tmp_path, capsys):
     assert 0 <= rnn_mnist.main() <= 1
     out = capsys.readouterr().out
     assert "Optimization Finished!\n" in out and TESTED.search(out)
-    assert handled == [signal.SIGTERM] and saved_in(tmp_path, updates=29)
+    assert handled == [signal.SIGTERM, signal.SIGHUP] and saved_in(tmp_path, updates=29)
+
+
+@posix
+def test_no_signal_is_lost_where_a_handler_lets_the_program_go_on(at, handled, tmp_path):
+    at("print", signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        rnn_mnist.main()
+    assert handled == [signal.SIGHUP, signal.SIGTERM] and saved_in(tmp_path, updates=10)
 
 
 @posix

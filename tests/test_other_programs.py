@@ -136,6 +136,15 @@ def test_generators_without_a_state_draw_anew_and_can_be_seeded(quick, draw):
     assert draws[:3] == draws[3:] and len(set(draws)) == 3
 
 
+@pytest.mark.slow
+def test_deterministic_operations_may_be_switched_on(tmp_path, small_data_dir, usual_log):
+    """For a whole process: TensorFlow has no way to switch them off again."""
+    path = script(tmp_path, "tf.config.experimental.enable_op_determinism()", **QUICK,
+                  DATA_DIR=str(small_data_dir))
+    status, out, err = run(path)
+    assert status == 0 and out.splitlines()[-3] == "Optimization Finished!", err
+
+
 def test_a_training_that_is_refused_leaves_the_generators_too(quick, refusal):
     keras.utils.set_random_seed(5)
     expected = python_and_numpy()

@@ -99,6 +99,11 @@ def test_a_data_directory_that_can_not_be_leads_to_the_sample(settings, small_fi
     assert notice.startswith(f"MNIST can be neither read from {folder} nor fetched. ")
 
 
+def test_a_bucket_is_no_local_folder(settings, monkeypatch, refusal, no_data):
+    monkeypatch.setenv("TFDS_DATA_DIR", "gs://tfds-data/datasets")
+    assert refusal() == "TFDS_DATA_DIR = 'gs://tfds-data/datasets' must be a local folder."
+
+
 def test_checking_the_settings_leaves_nothing_behind(settings, tmp_path):
     settings(DATA_DIR="data", MODEL_PATH="models/today/model.keras", LOG_DIR=str(tmp_path))
     rnn_mnist.check_settings()

@@ -1,4 +1,4 @@
-"""Draws what_it_sees.png: test digits, each beside what the network takes it for, row after row.
+"""Draws what_it_sees.png, in the current folder: what the network takes digits for, row after row.
 
     pip install matplotlib && python rnn_mnist.py && python docs/what_it_sees.py
 
@@ -49,4 +49,4 @@ for index, (digit, belief) in zip(chosen, axes.reshape(6, 2)):
     taken_for = ", ".join(map(str, guesses[index, 6:][changed]))
     belief.set_title(f"takes it for {taken_for}", fontsize=9, loc="right")
 figure.suptitle(f"{name}, test images: the probability of each digit, 0 to 9, after every row")
-plt.savefig(ROOT / "docs" / "what_it_sees.png", dpi=110)
+plt.savefig("what_it_sees.png", dpi=110)

@@ -39,12 +39,13 @@ def files():
     return contents
 
 
-def adapt_tfds(halfway=None):
-    """Makes TFDS expect the small files in place of MNIST's; returns what undoes it.
+def adapt_tfds(halfway=None, name="mnist"):
+    """Makes TFDS expect the small files in place of MNIST's, or those of another data set in its
+    format; returns what undoes it.
 
     Calls `halfway`, if given, while TFDS prepares.
     """
-    mnist = tfds.builder_cls("mnist")
+    mnist = tfds.builder_cls(name)
     split_generators, infos = mnist._split_generators, dict(mnist.url_infos)
     generate_examples = mnist._generate_examples
 

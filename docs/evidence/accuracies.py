@@ -1,6 +1,6 @@
 """Draws accuracies.png, whole runs of the original beside the port's, and prints their statistics.
 
-    pip install matplotlib scipy && python docs/accuracies.py
+    pip install matplotlib scipy && python docs/evidence/accuracies.py
 
 original_accuracies.csv holds 40 runs of the original, seeds 0 to 39, made as docs/original.md says;
 port_accuracies.csv holds 40 runs of rnn_mnist.py with SEED edited, 0 to 39.

@@ -1,6 +1,6 @@
 """Times this network: rnn_mnist.py, Keras and, where they are installed, PyTorch and JAX.
 
-    python tests/benchmark.py > speed_tables.md
+    python docs/evidence/benchmark.py > speed_tables.md
 
 Run by hand, on a machine that does nothing else, on MNIST as rnn_mnist.py finds it or else on the
 UCI digits: half an hour. Each contestant runs in a process of its own, in turn, for several rounds.
@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 ROUNDS = 3

@@ -105,8 +105,10 @@ def build_model():
     tf.config.experimental.enable_tensor_float_32_execution(False)  # TF32 rounds, on a GPU
 
     stddev = 1.0  # of the first weights and biases around the LSTM
-    # The original's LSTM had one kernel for its input and its last output together, uniform with
-    # variance 1 / fan-in; Keras has two. Its forget gate added 1; Keras starts its bias at 1.
+    # The original's LSTM had one kernel for its input and its last output together, so its fan-in
+    # was 2 * N_HIDDEN; Keras has two kernels. Their variance is 1 / fan-in, and that of a uniform
+    # distribution in +-bound is bound ** 2 / 3. The original's forget gate added 1 to its input;
+    # Keras starts its bias at 1.
     bound = (3 / (2 * N_HIDDEN)) ** 0.5
 
     def normal():
@@ -172,16 +174,17 @@ class Progress:
 
     @property
     def finished(self):
+        """Whether one more minibatch would reach TRAINING_ITERS: there the original stops."""
         return self.seen + BATCH_SIZE >= TRAINING_ITERS
 
     @property
     def learned(self):
-        """Whether there is something to keep, which may take an earlier model's place."""
+        """Whether there is something to keep; one update alone, from random weights, is not."""
         return not self.lost and (self.finished or self.seen > BATCH_SIZE)
 
 
 def train(model, x, y, progress):
-    """Trains until TRAINING_ITERS images have been seen, or a signal asks to stop."""
+    """Trains as long as the images seen stay below TRAINING_ITERS and no signal asks to stop."""
     update = tf.function(train_step, autograph=False)
     measure = tf.function(evaluate, autograph=False)
     batches = minibatches(x, y)
@@ -214,11 +217,13 @@ def test(model, x, y, name):
     predict = tf.function(functools.partial(outputs_of, training=False), autograph=False)
     outputs = [predict(model, x[n:n + BATCH_SIZE]) for n in range(0, len(y), BATCH_SIZE)]
     right = np.concatenate(outputs).argmax(axis=1) == y
-    of_first, of_all = right[:TEST_LEN].mean(dtype=np.float32), right.mean(dtype=np.float32)
+    # float32, in which the original computed it, decides how many digits are printed.
+    of_first = str(right[:TEST_LEN].mean(dtype=np.float32))
+    of_all = str(right.mean(dtype=np.float32))
     note = f" ({name})" if name == SAMPLE else ""
     noun = "images" if name in ("MNIST", SAMPLE) else "sequences"
-    print(f"Testing Accuracy: {of_first!s}{note}\n"
-          f"Testing Accuracy, all {len(y)} {noun}: {of_all!s}{note}", flush=True)
+    print(f"Testing Accuracy: {of_first}{note}\n"
+          f"Testing Accuracy, all {len(y)} {noun}: {of_all}{note}", flush=True)
     return float(right.mean())
 
 
@@ -236,7 +241,7 @@ def main():
     with leave_as_found():
         start_generators()
         (train_x, train_y), (test_x, test_y), name = check_data(load_data())
-        start_generators()  # anew, whatever load_data has drawn
+        start_generators()  # anew, so that the network does not depend on what load_data has drawn
         model = check_model(build_model())
         say(f"{name}: {len(train_y)} to train on, {len(test_y)} to test; "
             f"{(TRAINING_ITERS - 1) // BATCH_SIZE} updates by minibatches of {BATCH_SIZE}.")
@@ -563,24 +568,27 @@ def check_split(x, y, split):
     with on_failure(f"The {split} labels are no array.", refuse, ValueError):
         y = np.asarray(y)
     if x.shape[1:] != (N_STEPS, N_INPUT) or len(x) == 0:
+        remedy = ""
+        if x.ndim == 2 and x.shape[1] == N_STEPS * N_INPUT:
+            remedy = " Of rows of a table, sequences.reshape(-1, N_STEPS, N_INPUT) makes them."
         refuse(f"The {split} sequences have the shape {x.shape}, not (n, N_STEPS, N_INPUT) = "
-               f"(1 or more, {N_STEPS}, {N_INPUT}).")
+               f"(1 or more, {N_STEPS}, {N_INPUT}).{remedy}")
     if not np.isfinite([x.min(), x.max()]).all():
         refuse(f"The {split} sequences hold nan, or numbers too large for float32, in "
                f"{np.count_nonzero(~np.isfinite(x))} places: fill them in or leave them out.")
     if y.shape != x.shape[:1]:
-        remedies = {(len(x), 1): "Of a column, labels[:, 0] takes them.",
-                    (len(x), N_CLASSES): "Of one-hot labels, labels.argmax(axis=1) makes them."}
+        remedies = {(len(x), 1): " Of a column, labels[:, 0] takes them.",
+                    (len(x), N_CLASSES): " Of one-hot labels, labels.argmax(axis=1) makes them."}
         refuse(f"The {split} labels have the shape {y.shape}, not {x.shape[:1]}, one for each "
-               f"sequence. {remedies.get(y.shape, '')}")
+               f"sequence.{remedies.get(y.shape, '')}")
     if y.dtype.kind not in "bui":
         refuse(f"The {split} labels are {y.dtype}, not whole numbers. Of numbers such as 3.0 or "
                "'3', labels.astype(int) makes them; of names, their places in a list of all.")
     low, high = int(y.min()), int(y.max())
     if low < 0 or high >= N_CLASSES:
         remedy = f"If there are {high + 1} classes, set N_CLASSES = {high + 1}."
-        if low < 0 or (low > 0 and high == N_CLASSES):
-            remedy = "Count them from 0."
+        if low != 0:
+            remedy = "Number the classes from 0."
         refuse(f"The {split} labels go from {low} to {high}, not from 0 to N_CLASSES - 1 = "
                f"{N_CLASSES - 1}. {remedy}")
     return x, y.astype(np.int64)
@@ -597,7 +605,8 @@ def check_model(model):
     batch_size = None if isinstance(model, keras.Sequential) else BATCH_SIZE
     outputs = model(keras.Input([N_STEPS, N_INPUT], batch_size))
     if getattr(outputs, "shape", None) != (batch_size, N_CLASSES):
-        refuse(f"The model returns {outputs}, not [n, N_CLASSES] = [n, {N_CLASSES}].")
+        refuse(f"The model returns {getattr(outputs, 'shape', outputs)}, not [n, N_CLASSES] = "
+               f"[n, {N_CLASSES}].")
     if not model.optimizer.built:  # else TensorFlow would trace the first update twice
         model.optimizer.build(model.trainable_variables)
     if model.run_eagerly:
@@ -704,7 +713,8 @@ def rescue(model, place):
     except Exception as error:
         say(f"Its weights can't be saved to a temporary file either ({in_short(error)}).")
         return f"The model is neither in {place} nor anywhere else."
-    say(f"Its weights are saved to {path}: build_model().load_weights({str(path)!r}) reads them.")
+    say(f"Its weights are saved to {path}: check_model(build_model()).load_weights({str(path)!r}) "
+        "reads them.")
     return f"The model is not in {place}, but its weights are in {path}."
 
 

@@ -156,6 +156,7 @@ def train_edited(folder, lines, **constants):
     for where, code in lines:
         assert (source := edit(source, where, code)) != path.read_text(encoding="utf-8")
     path.write_text(source, encoding="utf-8")
+    keras.backend.clear_session()  # names of layers begin anew, as in a process of its own
     module = imported(path)
     module.load_data = numbers
     assert 0 <= module.main() <= 1

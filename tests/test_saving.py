@@ -34,6 +34,34 @@ def save(model=None, name="MNIST"):
     return progress.misplaced
 
 
+class Written(keras.Model):
+    """A model as people write them, which Keras can't write down for want of a config."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.lstm, self.out = keras.layers.LSTM(units), keras.layers.Dense(10, "softmax")
+
+    def call(self, sequences):
+        return self.out(self.lstm(sequences))
+
+
+def test_the_sentence_about_rescued_weights_helps_with_any_model(settings, elsewhere, capsys):
+    def build_model():
+        model = Written(5)
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
+    settings(build_model=build_model, TRAINING_ITERS=300)
+    with pytest.raises(rnn_mnist.TrainingError, match="but its weights are in "):
+        rnn_mnist.main()
+    call = re.search(r": (check_model.*) reads them\.", capsys.readouterr().err)[1]
+    model = rnn_mnist.check_model(build_model())
+    before = model.get_weights()
+    exec(call.replace("check_model(build_model())", "model"), {"model": model})
+    assert not np.array_equal(before[0], model.get_weights()[0])
+    exec(call, {**vars(rnn_mnist), "build_model": build_model})  # as it stands
+
+
 def assert_rescued(model, folder):
     """Fails if the weights in a folder, alone there, are not those of the model; their path."""
     weights, = folder.iterdir()

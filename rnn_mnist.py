@@ -520,7 +520,7 @@ def check_settings():
 
     wrong = []
     check("DATA_DIR", DATA_DIR is None or local(DATA_DIR), "a local folder, or None")
-    if not local(os.getenv("TFDS_DATA_DIR") or "none"):
+    if DATA_DIR is None and not local(os.getenv("TFDS_DATA_DIR") or "none"):
         wrong.append(f"TFDS_DATA_DIR = {os.environ['TFDS_DATA_DIR']!r} must be a local folder.")
     check("OFFLINE_SAMPLE", isinstance(OFFLINE_SAMPLE, bool), "True or False")
     is_schedule = isinstance(LEARNING_RATE, keras.optimizers.schedules.LearningRateSchedule)

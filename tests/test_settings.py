@@ -102,6 +102,8 @@ def test_a_data_directory_that_can_not_be_leads_to_the_sample(settings, small_fi
 def test_a_bucket_is_no_local_folder(settings, monkeypatch, refusal, no_data):
     monkeypatch.setenv("TFDS_DATA_DIR", "gs://tfds-data/datasets")
     assert refusal() == "TFDS_DATA_DIR = 'gs://tfds-data/datasets' must be a local folder."
+    settings(DATA_DIR="here")
+    rnn_mnist.check_settings()  # which does not need the variable
 
 
 def test_checking_the_settings_leaves_nothing_behind(settings, tmp_path):

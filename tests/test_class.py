@@ -7,7 +7,6 @@ program only calculates, they are the same.
 import re
 
 import keras
-import numpy as np
 import pytest
 
 import rnn_mnist

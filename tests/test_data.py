@@ -13,7 +13,7 @@ import tensorflow_datasets as tfds
 
 import rnn_mnist
 import small_mnist
-from conftest import (FILES_DIR, QUICK, VERSION_DIR, end, full_disk, go_on, posix, run, script,
+from conftest import (FILES_DIR, QUICK, VERSION_DIR, full_disk, go_on, posix, script,
                       start, wait_for_pause, write_files)
 
 TRAIN, TEST = (f"mnist-{split}.tfrecord-00000-of-00001" for split in ("train", "test"))

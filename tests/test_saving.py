@@ -1,7 +1,6 @@
 """The saved model: what it holds, where it goes, and that nothing good is replaced by less."""
 
 import os
-import pathlib
 import re
 import sys
 import tempfile

@@ -69,7 +69,7 @@ def misbehaving_proxy(behaviour, files, ca_file):
                 for part in range(7):
                     first, last = (n * len(content) // 7 for n in (part, part + 1))
                     stream.sendall(content[first:last])
-                    time.sleep(2)
+                    time.sleep(1)
             else:
                 stream.sendall(content)
 

@@ -256,7 +256,7 @@ def test_a_full_disk_while_preparing_is_told(settings, refusal, small_files, tmp
     settings(DATA_DIR=str(tmp_path / "data"))
     with full_disk(500000):
         message = refusal(rnn_mnist.load_data)
-    assert message.startswith(f"MNIST in {tmp_path / 'data' / VERSION_DIR} can't be read: ")
+    assert message.startswith(f"MNIST in {tmp_path / 'data' / VERSION_DIR} can't be prepared: ")
     assert not list((tmp_path / "data" / "mnist").iterdir())  # no litter
 
 

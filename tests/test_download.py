@@ -127,7 +127,7 @@ def test_all_four_files_are_fetched(behind, tmp_path, capfd):
 
 
 def test_a_slow_download_is_left_to_finish(behind):
-    name, served = behind("is slow", pace=1)  # one file takes 14 s, longer than a stall may
+    name, served = behind("is slow", pace=0.5)  # one file takes 7 s; a stall of 6 s would end it
     assert name == "MNIST" and len(served) == 4
 
 

@@ -1,8 +1,9 @@
 """The network you write is the network that trains, is tested and is saved: nearly forty of them.
 
 Each is handed over as build_model and trained by main. Then its weights are compared with those
-of Keras's own train_on_batch, from the same weights on the same minibatches; the loss of the log
-with that of Keras's evaluate; the accuracy that is printed with that of the model that is saved.
+of Keras's own train_on_batch, from the same weights on the same minibatches; the loss and accuracy
+of the log with those of Keras's evaluate; the accuracy that is printed with that of the model that
+is saved.
 """
 
 import contextlib
@@ -50,9 +51,9 @@ def adam(rate=0.01, **options):
     return keras.optimizers.Adam(rate, **options)
 
 
-def sequential(*layers, optimizer=None, loss=CROSS_ENTROPY, **options):
+def sequential(*layers, optimizer=None, loss=CROSS_ENTROPY, metrics=("accuracy",), **options):
     model = keras.Sequential([keras.Input([6, 5]), *layers])
-    model.compile(optimizer or adam(), loss=loss, metrics=["accuracy"], **options)
+    model.compile(optimizer or adam(), loss=loss, metrics=[*metrics], **options)
     return model
 
 
@@ -135,7 +136,6 @@ NETWORKS = {
     "accumulated": lambda: plain(optimizer=adam(gradient_accumulation_steps=3)),
     "a scaled loss": lambda: plain(optimizer=optimizers.LossScaleOptimizer(adam())),
     "a frozen layer": frozen,
-    "eager": lambda: plain(run_eagerly=True),
     "another loss": lambda: plain(loss=smoothed),
     # the three layers with options
     "a constraint": lambda: sequential(
@@ -172,7 +172,11 @@ NETWORKS = {
     "batch normalization": lambda: sequential(  # before it a bias would follow rounding alone
         dense(use_bias=False), layers.BatchNormalization(momentum=0.8), lstm(), out()),
     "no recurrence": lambda: sequential(layers.Flatten(), dense(activation="tanh"), out()),
-    # other models
+    # otherwise compiled, or other models
+    "eager": lambda: plain(run_eagerly=True),
+    "no metric": lambda: sequential(layers.GRU(8), out(), metrics=[]),
+    "another metric first": lambda: sequential(
+        layers.GRU(8), out(), metrics=[keras.metrics.SparseTopKCategoricalAccuracy(2), "acc"]),
     "functional": functional,
     "unbuilt": unbuilt,
     "written": written,
@@ -187,8 +191,11 @@ RANDOM = {  # networks that draw at random as they train, by how much they do
 }
 
 
-def train_by_main(settings, monkeypatch, capsys, build):
-    """Hands a network over to main; returns it, its first weights, and what main printed."""
+def train_by_main(settings, monkeypatch, capsys, build, traced=True):
+    """Hands a network over to main; returns it, its first weights, and what main printed.
+
+    Not `traced` by TensorFlow, Keras computes the same: so most of these tests take half the time.
+    """
     first, check_model = [], rnn_mnist.check_model
 
     def build_model():
@@ -200,15 +207,15 @@ def train_by_main(settings, monkeypatch, capsys, build):
         first.append(model.get_weights())
         return model
 
-    with monkeypatch.context() as patch:
+    with monkeypatch.context() as patch, contextlib.nullcontext() if traced else eagerly():
         patch.setattr(rnn_mnist, "check_model", note_first)
         settings(**SIZES, load_data=numbers)
         patch.setattr(rnn_mnist, "build_model", build_model)
         assert 0 <= rnn_mnist.main() <= 1
     log = capsys.readouterr().out
-    loss, = re.findall(r"Minibatch Loss= (\S+),", log)
+    line, = re.findall(r"Minibatch Loss= (\S+), Training Accuracy= (\S+)", log)
     accuracy = re.search(r"all 150 sequences: (\S+)", log)[1]
-    return *first, float(loss), float(accuracy)
+    return *first, [*map(float, line)], float(accuracy)
 
 
 def train_by_keras(build, weights):
@@ -240,6 +247,15 @@ def distance(model, other):
     return max(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-6) for a, b in pairs)
 
 
+def evaluated(model, batch):
+    """Returns the loss and the accuracy of a minibatch, by Keras's evaluate and predict."""
+    sequences, labels = batch
+    with eagerly():
+        loss = model.evaluate(*batch, batch_size=16, verbose=0, return_dict=True)["loss"]
+        predicted = model.predict(sequences, verbose=0).argmax(axis=1)
+    return [loss, np.mean(predicted == labels)]
+
+
 def assert_saved_as_printed(accuracy):
     sequences, labels = numbers()[1]
     saved = keras.models.load_model("rnn_mnist.keras")
@@ -253,15 +269,14 @@ def assert_saved_as_printed(accuracy):
 @pytest.mark.parametrize("name", [
     pytest.param(name, marks=[] if name in QUICK_ONES else pytest.mark.slow) for name in NETWORKS])
 def test_the_network_you_write_is_the_one_that_trains(settings, cpu, monkeypatch, capsys, name):
-    model, weights, loss, accuracy = train_by_main(settings, monkeypatch, capsys, NETWORKS[name])
+    model, weights, line, accuracy = train_by_main(
+        settings, monkeypatch, capsys, NETWORKS[name], traced=name in BY_SHORT_WAY + QUICK_ONES)
     assert rnn_mnist.has_short_way(model) == (name in BY_SHORT_WAY)
     reference, batch = train_by_keras(NETWORKS[name], weights)
     # float32's rounding, in other orders, through 14 updates; half precision rounds to 1e-3
     rounding = 1e-2 if name == "half precision" else 1e-3
     assert distance(model, reference) < rounding
-    with eagerly():
-        evaluated = model.test_on_batch(*batch, return_dict=True)["loss"]
-    assert loss == pytest.approx(evaluated, rel=rounding)
+    assert line == pytest.approx(evaluated(model, batch), rel=rounding)
     saved = assert_saved_as_printed(accuracy)
     assert distance(saved, model) == 0
     saved.set_weights(weights)
@@ -271,13 +286,11 @@ def test_the_network_you_write_is_the_one_that_trains(settings, cpu, monkeypatch
 @pytest.mark.slow
 @pytest.mark.parametrize("name", RANDOM)
 def test_what_is_random_in_training_is_in_training_only(settings, cpu, monkeypatch, capsys, name):
-    model, weights, _, accuracy = train_by_main(
-        settings, monkeypatch, capsys, lambda: RANDOM[name](0.3))
-    without, _ = train_by_keras(lambda: RANDOM[name](0.0), weights)
+    model, weights, line, accuracy = train_by_main(
+        settings, monkeypatch, capsys, lambda: RANDOM[name](0.3), traced=False)
+    without, batch = train_by_keras(lambda: RANDOM[name](0.0), weights)
     assert distance(model, without) > 0.01  # ten times what rounding would do
-    outputs = rnn_mnist.outputs_of(model, numbers()[1][0], training=False)
-    again = rnn_mnist.outputs_of(model, numbers()[1][0], training=False)
-    np.testing.assert_array_equal(outputs, again)
+    assert line == pytest.approx(evaluated(model, batch), rel=1e-3)  # float32's rounding
     assert_saved_as_printed(accuracy)
 
 
@@ -285,7 +298,7 @@ def test_what_is_random_in_training_is_in_training_only(settings, cpu, monkeypat
 
 
 class OwnStep(keras.Sequential):
-    """Trains by a step of its own, half as far, as Keras's guide says."""
+    """Trains and is tested by steps of its own, written as in Keras's guide: half as far."""
 
     def train_step(self, data):
         sequences, labels = data
@@ -294,6 +307,10 @@ class OwnStep(keras.Sequential):
         gradients = tape.gradient(loss, self.trainable_variables)
         self.optimizer.apply(gradients, self.trainable_variables)
         return {"loss": loss}
+
+    def test_step(self, data):
+        sequences, labels = data
+        return {"loss": self.compute_loss(y=labels, y_pred=self(sequences)) / 2}
 
 
 def own_step():
@@ -308,13 +325,18 @@ def averaged():
 
 @pytest.mark.parametrize("build", [own_step, averaged], ids=["its own step", "averages"])
 def test_a_training_is_what_fit_would_make_of_it(settings, cpu, monkeypatch, capsys, build):
-    model, weights, _, _ = train_by_main(settings, monkeypatch, capsys, build)
+    model, weights, line, _ = train_by_main(settings, monkeypatch, capsys, build)
     reference, batches = build(), rnn_mnist.minibatches(*numbers()[0])
     reference.set_weights(weights)
     seen = [next(batches) for _ in range(UPDATES)]
     with eagerly():
         reference.fit(*map(np.concatenate, zip(*seen)), batch_size=16, shuffle=False, verbose=0)
     assert distance(model, reference) < 1e-3  # float32's rounding, in other orders
+    if build is own_step:
+        tested = reference.test_step(seen[-1])["loss"]  # which evaluate would not take for the loss
+        assert line[0] == pytest.approx(float(tested), rel=1e-3)
+        with pytest.raises(ValueError), eagerly():
+            reference.train_on_batch(*seen[0])  # which would be a step without the script
 
 
 # what is looked at stays as it was
@@ -351,6 +373,22 @@ def test_looking_for_the_short_way_leaves_no_trace(settings, cpu, build):
 # what can't be used
 
 
+@pytest.mark.parametrize("build", [lambda: None, lambda: 5, lambda: tf.Module()],
+                         ids=["nothing", "a number", "no Keras model"])
+def test_what_is_no_model_is_told(settings, refusal, build):
+    settings(**SIZES, build_model=build, load_data=numbers)
+    message = refusal()
+    assert message.startswith("build_model() returned ") and "not a Keras model" in message
+
+
+def test_a_network_that_is_not_compiled_has_keras_own_words(settings, tmp_path):
+    settings(**SIZES, load_data=numbers, build_model=lambda: keras.Sequential(
+        [keras.Input([6, 5]), dense(), lstm(), out()]))
+    with pytest.raises(ValueError):
+        rnn_mnist.main()
+    assert not list(tmp_path.iterdir())
+
+
 def two_outputs():
     inputs = keras.Input([6, 5])
     model = keras.Model(inputs, [out()(lstm()(inputs)), lstm()(inputs)])
@@ -360,21 +398,45 @@ def two_outputs():
 
 @pytest.mark.parametrize("build, part", [
     (lambda: sequential(lstm(), dense(3, "softmax")), "(None, 3)"),
+    (lambda: sequential(lstm(), dense(1, "sigmoid"), loss="binary_crossentropy"), "(None, 1)"),
     (lambda: sequential(lstm(return_sequences=True), out()), "(None, 6, 4)"),
-    (two_outputs, "N_CLASSES")], ids=["classes", "every timestep", "two outputs"])
+    (two_outputs, "N_CLASSES")], ids=["classes", "sigmoid", "every timestep", "two outputs"])
 def test_outputs_of_another_shape_are_told(settings, refusal, build, part):
     settings(**SIZES, build_model=build, load_data=numbers)
     message = refusal()
     assert part in message and "[n, N_CLASSES] = [n, 4]" in message
 
 
-@pytest.mark.parametrize("build", [
-    lambda: keras.Sequential([keras.Input([6, 5]), lstm(), out()]), lambda: None, lambda: 5,
-    lambda: tf.Module()], ids=["not compiled", "nothing", "a number", "no Keras model"])
-def test_what_is_no_compiled_model_is_told(settings, refusal, build):
-    settings(**SIZES, build_model=build, load_data=numbers)
-    message = refusal()
-    assert message.startswith("build_model() returned ") and "compiled" in message
+class Lossless(OwnStep):
+    """Trains by a loss of its own that it is not compiled with, so that Keras can't measure it."""
+
+    def test_step(self, data):
+        return {"accuracy": 0.0}
+
+
+def test_what_can_not_be_measured_leaves_the_earlier_model(settings, tmp_path):
+    def build_model():
+        model = Lossless([keras.Input([6, 5]), lstm(), out()])
+        model.compile("adam", loss=CROSS_ENTROPY)
+        return model
+
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    settings(**SIZES, build_model=build_model, load_data=numbers)
+    with pytest.raises(KeyError, match="loss"):
+        rnn_mnist.main()
+    assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
+
+
+def test_a_step_that_is_set_on_a_model_is_the_one_that_trains(settings, cpu, tmp_path):
+    def build_model():
+        model = plain()
+        model.train_step = lambda data: steps.append(data) or {"loss": 0.0}
+        return model
+
+    steps = []
+    settings(**SIZES, build_model=build_model, load_data=numbers)
+    rnn_mnist.main()
+    assert steps and all(len(data) == 2 for data in steps)  # traced once: x and y
 
 
 def test_a_bug_in_build_model_keeps_its_traceback(settings):

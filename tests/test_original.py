@@ -66,13 +66,12 @@ def replay(recording, settings, change_weights=lambda weights: weights,
     model = rnn_mnist.build_model()
     model.set_weights(change_weights(to_keras(*(recording[name] for name in WEIGHTS))))
     change_model(model)
-    update = tf.function(rnn_mnist.train_step, autograph=False)
-    measure = tf.function(rnn_mnist.evaluate, autograph=False)
+    network = rnn_mnist.faster(model)
     for images, labels, recorded_loss, recorded_accuracy in zip(
             recording["images"] / np.float32(255), recording["labels"].astype(np.int64),
             recording["losses"], recording["accuracies"]):
-        update(model, images, labels)
-        loss, accuracy = measure(model, images, labels)
+        network.train_on_batch(images, labels)
+        loss, accuracy = rnn_mnist.measure(model, network, images, labels)
         # float32's rounding, which grows with the loss: 1.4e-6 was seen
         assert abs(loss - recorded_loss) <= 1e-5 * recorded_loss
         assert accuracy == recorded_accuracy
@@ -96,7 +95,8 @@ def gates_in_the_originals_order(weights):
 
 
 def epsilon_of_keras(model):
-    model.compile(keras.optimizers.Adam(rnn_mnist.LEARNING_RATE), loss=model.loss)
+    model.compile(keras.optimizers.Adam(rnn_mnist.LEARNING_RATE), loss=model.loss,
+                  metrics=["accuracy"])
 
 
 def an_activation_on_the_projection(model):
@@ -108,7 +108,7 @@ def a_loss_over_the_minibatch(model):
         one_hot = keras.ops.one_hot(keras.ops.cast(labels, "int32"), 10)
         return keras.losses.categorical_crossentropy(one_hot, probabilities, axis=0)
 
-    model.compile(model.optimizer, loss=over_axis_0)
+    model.compile(model.optimizer, loss=over_axis_0, metrics=["accuracy"])
 
 
 @pytest.mark.slow
@@ -153,16 +153,15 @@ def test_at_its_real_size_it_is_nearer_to_the_equations_than_the_original_was(fu
     recording, weights, batches = full_size
     model = rnn_mnist.build_model()
     model.set_weights(to_keras(*weights))
-    update = tf.function(rnn_mnist.train_step, autograph=False)
-    measure = tf.function(rnn_mnist.evaluate, autograph=False)
+    network = rnn_mnist.faster(model)
     distances, all_missed = [], 0
     for number, (sequences, labels) in enumerate(batches):
-        update(model, sequences, labels)
-        loss, accuracy = map(float, measure(model, sequences, labels))
+        network.train_on_batch(sequences, labels)
+        loss, accuracy = map(float, rnn_mnist.measure(model, network, sequences, labels))
         distances.append(abs(loss / recording["exact_losses"][number] - 1))
         missed = round(abs(accuracy - recording["accuracies"][number]) * 128)
         if missed:  # where two logits, of up to 30, are the rounding of 30 steps apart
-            *_, second, first = np.sort(rnn_mnist.outputs_of(model, sequences, False), axis=1).T
+            *_, second, first = np.sort(model(sequences), axis=1).T
             assert missed <= np.sum(np.log(first / second) < 1e-4), number
             all_missed += missed
     assert all_missed < 5  # of 3,840: else the allowance would hide something
@@ -216,11 +215,12 @@ def random_case(settings, n_steps, n_input, n_hidden, n=8):
 def test_the_forward_pass_is_the_originals(settings, way, n_steps, n_input, n_hidden):
     model, weights, sequences, labels = random_case(settings, n_steps, n_input, n_hidden)
     reference = reference_log_probabilities(weights, sequences)
-    outputs = rnn_mnist.outputs_of(model, sequences, training=False)
+    outputs = rnn_mnist.short_way(model, sequences) if way == "cpu" else model(sequences)
     scale = max(1, np.abs(reference).max())  # float32's rounding grows with the logits
     np.testing.assert_allclose(np.log(outputs), reference, rtol=0, atol=1e-5 * scale)
-    loss, accuracy = rnn_mnist.evaluate(model, sequences, labels)
-    assert loss.numpy() == pytest.approx(reference_loss(weights, sequences, labels), rel=1e-5)
+    network = rnn_mnist.faster(model)
+    loss, accuracy = map(float, rnn_mnist.measure(model, network, sequences, labels))
+    assert loss == pytest.approx(reference_loss(weights, sequences, labels), rel=1e-5)
     assert accuracy == np.mean(reference.argmax(axis=1) == labels)
 
 
@@ -229,7 +229,8 @@ def test_the_gradient_of_every_weight_is_the_originals(settings, cpu, n_steps, n
     """By central differences, in float64."""
     model, weights, sequences, labels = random_case(settings, n_steps, n_input, n_hidden=4, n=5)
     with tf.GradientTape() as tape:
-        loss, _ = rnn_mnist.evaluate(model, sequences, labels)
+        outputs = rnn_mnist.short_way(model, sequences)
+        loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
     gradients = [each.numpy() for each in tape.gradient(loss, model.trainable_variables)]
     gradients[4] = gradients[4] + forget_bias(4)  # which to_original takes off a bias
     for name, weight, gradient in zip(WEIGHTS, weights, to_original(*gradients)):

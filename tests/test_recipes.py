@@ -99,24 +99,31 @@ def test_the_loss_curve_of_your_run(tmp_path):
         (tmp_path / "loss_curves.png").unlink(missing_ok=True)
 
 
-def test_several_seeds_and_their_mean(recipe):
-    _, out = recipe("Several seeds and their mean")
+@pytest.fixture
+def quicker(recipe, settings):
+    """For recipes of several runs: few timesteps, which are traced sooner."""
+    settings(N_STEPS=4, N_INPUT=196)
+    return recipe
+
+
+def test_several_seeds_and_their_mean(quicker):
+    _, out = quicker("Several seeds and their mean")
     assert len(set(accuracies(out))) == 3
     mean, deviation = map(float, re.search(r"mean (\S+), standard deviation (\S+)", out).groups())
     assert mean == pytest.approx(np.mean(accuracies(out)), abs=1e-4)  # which has four decimals
     assert deviation == pytest.approx(np.std(accuracies(out), ddof=1), abs=1e-4)
 
 
-def test_a_search_for_constants(recipe, tmp_path):
-    variables, out = recipe("A search for constants", **{"-4, -1": "-4, 2"})  # some diverge or not
+def test_a_search_for_constants(quicker, tmp_path):
+    variables, out = quicker("A search for constants", **{"-4, -1": "-4, 2"})  # some diverge or not
     results = variables["results"]
     assert len(set(results)) == len(results) >= 3 and out.endswith(f"{max(results)}\n")
     assert max(results)[0] == pytest.approx(max(accuracies(out)))
     assert not list(tmp_path.glob("*.keras"))
 
 
-def test_a_learning_rate_that_falls(recipe):
-    recipe("A learning rate that falls")
+def test_a_learning_rate_that_falls(quicker):
+    quicker("A learning rate that falls")
     model = keras.models.load_model("rnn_mnist-uci_digits.keras")
     steps = 3000 // 128
     expected = 0.0015 * (1 + np.cos(np.pi * steps / 781))  # half of 0.003 and a cosine

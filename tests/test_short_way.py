@@ -72,8 +72,8 @@ def test_784_timesteps_make_no_larger_a_graph_than_112(settings, cpu):
     sizes = []
     for n_steps in (112, 784):
         model, *minibatch = case(settings, 4, n_steps, 784 // n_steps, 2)
-        update = tf.function(rnn_mnist.train_step, autograph=False)
-        function = update.get_concrete_function(model, *map(tf.constant, minibatch))
+        update = rnn_mnist.faster(model).train_on_batch
+        function = update.get_concrete_function(*map(tf.constant, minibatch))
         graph = function.graph.as_graph_def()
         sizes.append(len(graph.node) + sum(len(each.node_def) for each in graph.library.function))
     assert sizes[0] == sizes[1]
@@ -82,21 +82,11 @@ def test_784_timesteps_make_no_larger_a_graph_than_112(settings, cpu):
 # when it is taken
 
 
-@pytest.fixture
-def is_taken(monkeypatch):
-    """Returns whether outputs_of takes the short way with a model, in training and in testing."""
-    def is_taken(model):
-        taken, short_way = [], rnn_mnist.short_way
-        with monkeypatch.context() as patch:
-            patch.setattr(rnn_mnist, "short_way",
-                          lambda *arguments: taken.append(1) or short_way(*arguments))
-            for training in (True, False):
-                rnn_mnist.outputs_of(model, np.zeros([2, 3, 4], np.float32), training)
-        assert len(taken) in (0, 2)
-        assert rnn_mnist.has_short_way(model) == bool(taken)
-        return bool(taken)
-
-    return is_taken
+def is_taken(model):
+    """Returns whether a model trains and is tested by the short way, not by itself."""
+    network = rnn_mnist.faster(model)
+    assert hasattr(network, "train_on_batch") and hasattr(network, "test_on_batch")
+    return network is not model
 
 
 class Sub:
@@ -114,11 +104,16 @@ class Sub:
 
 def network(hidden={}, lstm={}, out={}, Dense=keras.layers.Dense, LSTM=keras.layers.LSTM,
             Model=keras.Sequential):
-    return Model([keras.Input([3, 4]), Dense(5, **hidden), LSTM(6, **lstm),
-                  keras.layers.Dense(7, **{"activation": "softmax", **out})])
+    return compiled(Model([keras.Input([3, 4]), Dense(5, **hidden), LSTM(6, **lstm),
+                           keras.layers.Dense(7, **{"activation": "softmax", **out})]))
 
 
-def test_a_cpu_takes_it_for_the_network_as_it_stands(settings, cpu, is_taken):
+def compiled(model, **options):
+    model.compile("adam", "sparse_categorical_crossentropy", **options)
+    return model
+
+
+def test_a_cpu_takes_it_for_the_network_as_it_stands(settings, cpu):
     settings(N_STEPS=3, N_INPUT=4, N_HIDDEN=5)
     model = rnn_mnist.build_model()
     assert is_taken(model)
@@ -130,7 +125,7 @@ def test_a_cpu_takes_it_for_the_network_as_it_stands(settings, cpu, is_taken):
     assert is_taken(model)
 
 
-def test_how_weights_begin_does_not_matter(cpu, is_taken):
+def test_how_weights_begin_does_not_matter(cpu):
     assert is_taken(network())
     assert is_taken(network(dict(kernel_initializer="zeros"), dict(unit_forget_bias=False, seed=3),
                             dict(bias_initializer="ones")))
@@ -139,9 +134,20 @@ def test_how_weights_begin_does_not_matter(cpu, is_taken):
                             dict(activation=keras.activations.softmax)))
 
 
-def test_a_gpu_takes_the_layers(settings, gpu, is_taken):
-    settings(N_STEPS=3, N_INPUT=4, N_HIDDEN=5)
-    assert not is_taken(rnn_mnist.build_model())
+def test_a_gpu_takes_the_layers(gpu):
+    assert not is_taken(network())
+
+
+def test_what_keras_keeps_takes_the_layers(cpu):
+    """Strategies, eager execution, and that a network must be compiled, are Keras's to keep."""
+    assert not is_taken(compiled(network(), run_eagerly=True))
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    with strategy.scope():
+        model = network()
+        assert not is_taken(model)
+    assert not is_taken(model)
+    layers = network().layers
+    assert not is_taken(keras.Sequential([keras.Input([3, 4]), *layers]))
 
 
 def linear(x):
@@ -188,7 +194,7 @@ def name_of(value):
     pytest.param(layer, option, value, id=f"{layer}, {option}, {name_of(value)}")
     for layer, options in OPTIONS.items() for option, values in options.items()
     for value in values])
-def test_any_option_that_changes_a_layer_takes_the_layers(cpu, is_taken, layer, option, value):
+def test_any_option_that_changes_a_layer_takes_the_layers(cpu, layer, option, value):
     assert not is_taken(network(**{layer: {option: value}}))
 
 
@@ -197,10 +203,10 @@ def test_other_outputs_of_the_lstm_take_the_layers(cpu, option):
     model = keras.Sequential([  # not built, since such a model can't be, or needs a batch size
         keras.layers.Dense(5), keras.layers.LSTM(6, **{option: True}),
         keras.layers.Dense(7, "softmax")])
-    assert not rnn_mnist.has_short_way(model)
+    assert not is_taken(compiled(model))
 
 
-def test_an_option_that_is_set_later_takes_the_layers(cpu, is_taken):
+def test_an_option_that_is_set_later_takes_the_layers(cpu):
     model = network()
     model.layers[0].activation = keras.activations.relu
     assert not is_taken(model)
@@ -215,25 +221,25 @@ def test_an_option_that_is_set_later_takes_the_layers(cpu, is_taken):
 @pytest.mark.parametrize("classes", [
     {"Dense": Sub.Dense}, {"LSTM": Sub.LSTM}, {"Model": Sub.Model},
     {"LSTM": keras.layers.GRU}], ids=["Dense", "LSTM", "Sequential", "GRU"])
-def test_any_other_class_takes_the_layers(cpu, is_taken, classes):
+def test_any_other_class_takes_the_layers(cpu, classes):
     assert not is_taken(network(**classes))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64"])
-def test_another_type_of_inputs_takes_the_layers(cpu, is_taken, dtype):
+def test_another_type_of_inputs_takes_the_layers(cpu, dtype):
     hidden, lstm, out = network().layers
     inputs = keras.Input([3, 4], dtype=dtype)  # which Keras casts, and so may cut values off
-    assert not is_taken(keras.Sequential([inputs, hidden, lstm, out]))
+    assert not is_taken(compiled(keras.Sequential([inputs, hidden, lstm, out])))
 
 
-def test_any_other_arrangement_takes_the_layers(cpu, is_taken):
+def test_any_other_arrangement_takes_the_layers(cpu):
     hidden, lstm, out = network().layers
     inputs = keras.Input([3, 4])
-    assert not is_taken(keras.Model(inputs, out(lstm(hidden(inputs)))))
+    assert not is_taken(compiled(keras.Model(inputs, out(lstm(hidden(inputs))))))
     for layers in [[lstm, out], [hidden, lstm], [hidden, lstm, out, keras.layers.Dropout(0.0)],
                    [keras.layers.Masking(), hidden, lstm, out]]:
         copies = [type(layer).from_config(layer.get_config()) for layer in layers]
-        assert not is_taken(keras.Sequential([keras.Input([3, 4]), *copies]))
+        assert not is_taken(compiled(keras.Sequential([keras.Input([3, 4]), *copies])))
 
 
 # cores
@@ -268,10 +274,9 @@ def test_a_containers_quota_is_respected(on_64_cores, monkeypatch, limit, cores)
 
 def test_without_the_speed_part_the_script_trains_the_same(settings, monkeypatch, cpu, tmp_path,
                                                            small_data_dir, capsys):
-    """Deletes it from a copy with the lines that call it, as the script says one may."""
+    """Deletes it from a copy with the call of it, as the script says one may."""
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
-    call = "    if has_short_way(model):\n        return short_way(model, x)\n"
-    source = edited(source, call, "")
+    source = edited(source, "network = faster(model)", "network = model")
     begin, end = "# Speed, the third part", "# Guards, the fourth part"
     source = edited(edited(source, begin, begin), end, end)  # which says if they are gone
     source = source[:source.index(begin)] + source[source.index(end):]

@@ -1,6 +1,6 @@
 """Reads a digit of your own with the trained network and prints: 4, with probability 0.98
 
-    pip install pillow && python rnn_mnist.py && python docs/read_digit.py digit.png
+    pip install scikit-image && python rnn_mnist.py && python docs/read_digit.py digit.png
 
 The picture may be a photo, a scan or a drawing, dark on light or light on dark, the digit anywhere
 in it. Its functions find the digit in docs/draw_digit.py, too, and ask the network after each row.
@@ -12,7 +12,9 @@ import sys
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
 import keras
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
+from scipy import ndimage
+from skimage import measure, morphology, transform
 
 MODEL = "rnn_mnist.keras"  # the file that rnn_mnist.py saved
 
@@ -68,31 +70,21 @@ def after_every_row(model, images):
 
 def brightness_of(picture):
     """Returns a Pillow image's brightness, float32, 0 to 255, its longer side 300 to 600 pixels."""
-    values = np.asarray(picture)
-    if picture.mode == "F":  # numbers of any range
-        low, high = values.min(), values.max()
-        picture = Image.fromarray(np.uint8(255 * (values - low) / max(high - low, 1e-9)))
-    elif picture.mode.startswith("I"):  # 16 bits, of which Pillow would cut off all above 255
-        picture = Image.fromarray(np.uint8(values / 257))
-    picture = ImageOps.exif_transpose(picture).convert("RGBA")  # a phone says how it was held
+    picture = ImageOps.exif_transpose(picture)  # a phone says how it was held
+    if picture.mode[0] in "IF":  # numbers of any range, in which some may be missing
+        values = np.nan_to_num(np.asarray(picture, np.float64), posinf=0, neginf=0)
+        values = (values - values.min()) / max(np.ptp(values), 1e-9)
+        picture = Image.fromarray(np.uint8(255 * values))
+    picture = picture.convert("RGBA")
     scale = np.clip(max(picture.size), 300, 600) / max(picture.size)
     size = [max(1, round(scale * side)) for side in picture.size]
     picture = picture.resize(size, reducing_gap=3)
-    brightness, opaque = picture.convert("L"), picture.getchannel("A")
-    share, seen = np.mean(opaque) / 255, np.average(brightness, weights=np.add(opaque, 1e-9))
+    brightness, opaque = np.asarray(picture.convert("L")), np.asarray(picture.getchannel("A")) / 255
     # Transparent around the paper: more paper. Only the digit painted: what it stands out from.
-    ground = seen if share > 0.5 else 255 * (seen < 128)
-    flat = Image.new("L", picture.size, round(ground))
-    flat.paste(brightness, mask=opaque)
-    return np.asarray(flat.filter(ImageFilter.BoxBlur(1)), np.float32)  # evens out noise
-
-
-def without_gaps(line):
-    """Returns a line of brightness in which what is dark on less than 0.8 of it is bright, too."""
-    width = round(0.8 * line.size)
-    windows = np.lib.stride_tricks.sliding_window_view
-    brightest = windows(np.pad(line, width // 2, mode="edge"), width).max(axis=1)[:line.size]
-    return windows(np.pad(brightest, width // 2, mode="edge"), width).min(axis=1)[:line.size]
+    seen = np.average(brightness, weights=opaque + 1e-9)
+    ground = seen if opaque.mean() > 0.5 else 255 * (seen < 128)
+    flat = np.float32(ground + opaque * (brightness - ground))
+    return ndimage.uniform_filter(flat, 3)  # evens out noise
 
 
 def filled(brightness):
@@ -102,97 +94,61 @@ def filled(brightness):
     are a way out if they take 0.8 of a side, as a desk does; those of a digit that was cut out
     closely, or of a ruled line, are not.
     """
-    level = np.full_like(brightness, 255)
-    sides = [(each(level), each(brightness)) for each in (
-        lambda image: image, lambda image: image[::-1],
-        lambda image: image.T, lambda image: image.T[::-1])]
-    for water, ground in sides:
-        water[0] = np.minimum(water[0], without_gaps(ground[0]))
-    while True:
-        before = level.copy()
-        for water, ground in sides:  # from each side to the other
-            for line, previous, below in zip(water[1:], water, ground[1:]):
-                np.minimum(line, np.maximum(previous, below), out=line)
-        if (before - level).max() < 2:
-            return np.maximum(level, brightness)
+    ground = brightness[::2, ::2]  # four times as quick
+    water = np.full_like(ground, 255)
+    for level, edge in [(water, ground), (water.T, ground.T)]:
+        for side in (0, -1):
+            way_out = ndimage.grey_closing(edge[side], round(0.8 * edge[side].size) + 1)
+            level[side] = np.minimum(level[side], way_out)
+    water = morphology.reconstruction(water, ground, "erosion", footprint=morphology.disk(1))
+    height, width = brightness.shape
+    water = water.repeat(2, axis=0).repeat(2, axis=1)[:height, :width]
+    return np.maximum(ndimage.minimum_filter(water, 3), brightness)  # not over sharp edges
 
 
-def parts_of(ink):
-    """Returns the parts of the ink that hang together, each a bool array, the largest first.
+def parts_of(kinds):
+    """Returns what hangs together in an image of whole numbers, the longest first; 0 is no part.
 
-    Parts of less than a twentieth of the largest part's pixels are left out.
+    They are scikit-image's regions. What takes less than a ten thousandth of the image is a speck.
     """
-    number = np.arange(ink.size).reshape(ink.shape)
-    inked = ink.ravel() > 0.5
-    pairs = np.hstack([np.stack([one, other])[:, inked[one] & inked[other]] for one, other in (
-        (number[:, 1:], number[:, :-1]), (number[1:], number[:-1]),
-        (number[1:, 1:], number[:-1, :-1]), (number[1:, :-1], number[:-1, 1:]))])
-    name = number.ravel().copy()  # of each pixel: in the end the first number in its part
-    while True:
-        one, other = name[pairs]
-        if np.array_equal(one, other):
-            break
-        np.minimum.at(name, np.maximum(one, other), np.minimum(one, other))
-        name = name[name]
-    names, sizes = np.unique(name[inked], return_counts=True)
-    order = np.argsort(-sizes, kind="stable")
-    return [(name == names[n]).reshape(ink.shape) for n in order if sizes[n] > sizes.max() / 20]
-
-
-def box_of(part, margin=0):
-    """Returns the slices of rows and of columns that hold a part, and a margin around it."""
-    places = [np.flatnonzero(part.any(axis=axis)) for axis in (1, 0)]
-    return tuple(slice(max(0, place[0] - margin), place[-1] + 1 + margin) for place in places)
+    parts = measure.regionprops(measure.label(kinds), kinds)
+    return sorted([part for part in parts if part.area > kinds.size / 10000],
+                  key=size_of, reverse=True)
 
 
 def size_of(part):
     """Returns the longer side of the box around a part."""
-    return max(part[box_of(part)].shape) if part.any() else 0
+    return max(part.image.shape)
 
 
-def steepness_of(ink):
-    """Returns how much the ink changes at each pixel; a part's adds up to its outline."""
-    return np.hypot(*np.gradient(np.float32(ink)))
+def width_of(part):
+    """Returns how wide a part's strokes are: its area by half of its outline."""
+    return 2 * part.area / max(part.perimeter, 1)
 
 
-def width_of(ink):
-    """Returns how wide the strokes are: their area by half of their outline."""
-    return 2 * ink.sum() / steepness_of(ink).sum()
+def where(parts, shape, reach=0):
+    """Returns where some parts are, and what is within reach of them: bool, of this shape."""
+    mask = np.zeros(shape, bool)
+    for part in parts:
+        mask[part.slice] |= part.image
+    return morphology.isotropic_dilation(mask, reach) if reach else mask
 
 
-def at_edge(part):
-    """Returns how much of a part's outline is at the picture's edge, 0 to 1."""
-    length = sum(side.sum() for side in (part[0], part[-1], part[:, 0], part[:, -1]))
-    return length / (length + steepness_of(part[box_of(part, 2)]).sum())
+def at_edge(part, shape):
+    """Returns how much of a part's outline is at the edge of a picture of this shape, 0 to 1."""
+    sides = np.array(part.bbox) == [0, 0, *shape]
+    lines = part.image[0], part.image[:, 0], part.image[-1], part.image[:, -1]
+    return sum(line.sum() for side, line in zip(sides, lines) if side) / max(part.perimeter, 1)
 
 
 def is_soft(part, steepness):
     """Returns whether the ink changes slowly on a quarter of a part's outline: a shadow."""
-    box = box_of(part, 2)
-    outline = steepness[box][steepness_of(part[box]) > 0]
-    return np.percentile(outline, 25) < 3 / size_of(part)
-
-
-def is_framed(part, others):
-    """Returns whether `others` are on all four sides of a part; a dot in a 0 does not count."""
-    accumulate = np.logical_or.accumulate
-    inside = (accumulate(others) & accumulate(others[::-1])[::-1] & accumulate(others, axis=1)
-              & accumulate(others[:, ::-1], axis=1)[:, ::-1])
-    height, outer_height = (np.ptp(np.flatnonzero(each.any(axis=1))) for each in (part, others))
-    return (inside & part).sum() > 0.9 * part.sum() and height > outer_height / 4
-
-
-def without(parts, ink):
-    """Returns the ink without some of its parts and their grey edges."""
-    found = Image.fromarray(np.uint8(255 * np.logical_or.reduce(parts)))
-    return np.where(found.filter(ImageFilter.MaxFilter(9)), 0, ink)
-
-
-# the digit
+    outline = part.image ^ ndimage.binary_erosion(part.image)
+    return np.percentile(steepness[part.slice][outline], 25) < 3 / size_of(part)
 
 
 def ink_on(brightness):
-    """Returns what is dark, but for shadows and what is at the picture's edge, and its contrast.
+    """Returns what is dark, but for shadows and what is along the picture's edge, and its contrast.
 
     It is ink from 0 to 1; the contrast is 0 where nothing stands out from the noise.
     """
@@ -202,65 +158,121 @@ def ink_on(brightness):
     while difference.max() > max(10, 8 * noise):
         contrast = np.median(difference[difference > difference.max() / 2])
         ink = np.minimum(difference / contrast, 1)
-        parts, steepness = parts_of(ink), steepness_of(ink)
-        limit = 0 if min(map(at_edge, parts)) == 0 else 1 / 3  # a digit cut out closely has less
-        stray = [part for part in parts if at_edge(part) > limit or is_soft(part, steepness)]
+        steepness = ndimage.gaussian_gradient_magnitude(ink, 1)
+        stray = [part for part in parts_of(np.uint8(ink > 0.5))
+                 if at_edge(part, ink.shape) > 1 / 3 or is_soft(part, steepness)]
         if not stray:
             return ink, contrast
-        difference = without(stray, difference)
+        difference[where(stray, ink.shape, reach=4)] = 0
     return difference, 0
+
+
+# the digit
 
 
 def find_digit(picture):
     """Returns the ink, 0 to 1, of the digit in a Pillow image: float32 [height, width]."""
     brightness = brightness_of(picture)
-    (dark, contrast), (light, light_contrast) = ink_on(brightness), ink_on(255 - brightness)
-    if not max(contrast, light_contrast):
+    found = [ink_on(brightness), ink_on(255 - brightness)]
+    strongest = max(contrast for _, contrast in found)
+    if not strongest:
         raise Unreadable("shows no digit: nothing in it stands out from its ground")
-    if min(contrast, light_contrast) < max(contrast, light_contrast) / 2:
-        return digit_of(dark if contrast > light_contrast else light)
-    # A dark digit may have light holes, and a light sheet on a dark desk a dark digit. The outer
-    # one is the digit, unless it is as thick as only a sheet is, and the inner one is not.
-    found = [(ink, parts_of(ink)) for ink in (dark, light)]
-    found.sort(key=lambda each: size_of(np.logical_or.reduce(each[1])))
-    (inner, (digit, *_)), (outer, (sheet, *_)) = found
-    is_sheet = (width_of(sheet) > max(0.2 * size_of(sheet), 2 * width_of(digit))
-                and size_of(digit) > size_of(sheet) / 4)
-    return digit_of(inner if is_sheet else outer)
+    return digit_of(*[ink for ink, contrast in found if contrast >= strongest / 2])
 
 
-def digit_of(ink):
+def has_strokes(part):
+    """Returns whether a part may be a digit: it is no blot, and not flat as a bar is."""
+    height, width = part.image.shape
+    return width_of(part) < 0.4 * size_of(part) and width < 2 * height
+
+
+def encloses(outer, inner):
+    row, column = np.subtract(inner.coords[0], outer.bbox[:2])
+    height, width = outer.image.shape
+    return 0 <= row < height and 0 <= column < width and outer.image_filled[row, column]
+
+
+def thickness_of(part):
+    """Returns how thick a part is where it is thickest."""
+    return 2 * ndimage.distance_transform_edt(np.pad(part.image, 1)).max()
+
+
+def is_ground(outer, inner):
+    """Returns whether one thing lies on the other: a stroke, the longer the surer, on a sheet."""
+    thickness = thickness_of(outer) / size_of(outer)
+    return thickness ** 2 * size_of(inner) / width_of(inner) > 0.45
+
+
+def is_outline(outer, inner):
+    """Returns whether the outer one only outlines the inner one, a stroke; a 0's hole is none."""
+    return (width_of(outer) < width_of(inner) and size_of(inner) > 0.7 * size_of(outer)
+            and thickness_of(inner) < 0.3 * size_of(inner)
+            and (inner.area_filled < 0.8 * inner.area_convex
+                 or width_of(inner) < size_of(inner) / 6))
+
+
+def without_holes(parts):
+    """Returns the parts without holes in others, what others lie on, and outlines of others."""
+    holes, under, outlined = set(), set(), set()
+    for outer in parts:
+        for inner in parts:
+            if (inner.intensity_max == outer.intensity_max or outer.label in under
+                    or inner.label in holes or not encloses(outer, inner)):
+                continue
+            if is_outline(outer, inner):
+                outlined.add(inner.label)
+                under.add(outer.label)
+            elif outer.label not in outlined and is_ground(outer, inner):
+                under.add(outer.label)
+            else:
+                holes.add(inner.label)
+    return [part for part in parts if part.label not in holes | under]
+
+
+def digit_of(*inks):
     """Returns the ink of the one digit among it, its strokes as thick as MNIST's at least."""
-    while True:
-        parts = parts_of(ink)
-        every = np.logical_or.reduce(parts)
-        outside = [part for part in parts
-                   if len(parts) == 1 or not is_framed(part, every & ~part)]
-        if len(outside) == len(parts):
-            break
-        ink = without(outside, ink)
-        ink = ink / ink.max()
-    largest = max(parts, key=size_of)
-    size = size_of(largest)
-    near = box_of(largest, size // 8)  # a digit's own parts are nearer than another digit
-    far = [part for part in parts if not part[near].any()]
-    if any(size_of(part) > size / 3 for part in far):
-        raise Unreadable("shows more than one thing that may be the digit: leave one in it")
-    digit = np.logical_or.reduce([part for part in parts if not any(part is each for each in far)])
-    if width_of(digit) > 0.4 * size_of(digit):
+    shape = inks[0].shape
+    things = without_holes(parts_of(np.select([ink > 0.5 for ink in inks], [1, 2][:len(inks)])))
+    strokes = [part for part in things if has_strokes(part)]
+    if not strokes:
         raise Unreadable("shows no digit: what stands out in it has no strokes")
-    reach = Image.fromarray(np.uint8(255 * digit)).filter(ImageFilter.MaxFilter(5))  # grey edges
-    ink = np.where(reach, np.clip(1.5 * ink - 0.25, 0, 1), 0)
+    strokes = [part for part in strokes if not at_edge(part, shape)] or strokes
+    frames = set()
+    for part in strokes:
+        around = [each for each in things
+                  if size_of(each) > 1.2 * size_of(part) and each.label not in frames]
+        if around and size_of(part) > size_of(around[0]) / 4:
+            hull = morphology.convex_hull_image(where(around, shape))
+            if hull[part.slice][part.image].mean() > 0.9:
+                frames.update(each.label for each in around)
+    things = [part for part in things if part.label not in frames]
+    largest = next(part for part in strokes if part.label not in frames)
+    size = size_of(largest)
+    top, left, bottom, right = largest.bbox  # a digit's own parts are nearer than another digit
+    margin = size // 8
+    near = np.s_[max(0, top - margin):bottom + margin, max(0, left - margin):right + margin]
+    touching = where([largest], shape, reach=4)  # what is seen between its strokes
+    own, others = [], []
+    for part in things:
+        if part is largest or not at_edge(part, shape):
+            same = part.intensity_max == largest.intensity_max
+            (own if same and where([part], shape)[near].any() else others).append(part)
+    if any(size_of(part) > size / 3 and part.area > largest.area / 20
+           and width_of(part) < 2 * width_of(largest)
+           and not touching[part.slice][part.image].any() for part in others):
+        raise Unreadable("shows more than one thing that may be the digit: leave one in it")
+    ink = inks[int(largest.intensity_max) - 1]
+    ink = np.where(where(own, shape, reach=2), ink, 0)  # grey edges
     return with_thick_strokes(ink.astype(np.float32))
 
 
 def with_thick_strokes(ink):
     """Returns the ink as by a pen of two of MNIST's pixels, if it is thinner than theirs are."""
-    pixel = size_of(ink > 0.5) / 20
-    if width_of(ink) > 1.2 * pixel:
+    digit, = measure.regionprops(np.uint8(ink > 0.5))
+    pixel, width = size_of(digit) / 20, width_of(digit)
+    if width > 1.2 * pixel:
         return ink
-    pen = ImageFilter.MaxFilter(round(2 * pixel - width_of(ink)) // 2 * 2 + 1)  # it must be odd
-    return np.asarray(Image.fromarray(np.uint8(255 * ink)).filter(pen), np.float32) / 255
+    return np.float32(morphology.isotropic_dilation(ink > 0.5, pixel - width / 2))
 
 
 def as_in_mnist(ink):
@@ -268,16 +280,13 @@ def as_in_mnist(ink):
 
     They scaled it into 20 by 20 pixels and moved its centre of mass to the middle of 28 by 28.
     """
-    digit = ink[box_of(ink > 0.5)]
-    height, width = (max(1, round(20 * side / max(digit.shape))) for side in digit.shape)
-    digit = np.asarray(Image.fromarray(digit).resize([width, height], Image.Resampling.BOX))
-    corner = []
-    for axis, side in enumerate(digit.shape):
-        centre = np.average(np.arange(side) + 0.5, weights=digit.sum(axis=1 - axis))
-        corner.append(int(np.clip(round(14 - centre), 0, 28 - side)))
-    top, left = corner
+    digit, = measure.regionprops(np.uint8(ink > 0.5), ink)
+    size = [max(1, round(20 * side / size_of(digit))) for side in digit.image.shape]
+    scaled = transform.resize_local_mean(ink[digit.slice], size)
+    centre = np.add(ndimage.center_of_mass(scaled), 0.5)
+    top, left = np.int64(np.clip(np.round(14 - centre), 0, np.subtract(28, size)))
     image = np.zeros([28, 28], np.float32)
-    image[top:top + height, left:left + width] = digit
+    image[top:top + size[0], left:left + size[1]] = scaled
     return image
 
 

@@ -8,6 +8,7 @@ in it. Its functions find the digit in docs/draw_digit.py, too, and ask the netw
 
 import os
 import sys
+import warnings
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
 import keras
@@ -181,12 +182,14 @@ def find_digit(picture):
 
 
 def has_strokes(part):
-    """Returns whether a part may be a digit: it is no blot, and not flat as a bar is."""
+    """Returns whether a part may be a digit: no blot, not flat as a bar, no net as of a cloth."""
     height, width = part.image.shape
-    return width_of(part) < 0.4 * size_of(part) and width < 2 * height
+    return (width_of(part) < 0.4 * size_of(part) and width < 2 * height
+            and part.euler_number > -50)  # 1, less one for each hole
 
 
 def encloses(outer, inner):
+    """Returns whether a part lies in a hole of another one."""
     row, column = np.subtract(inner.coords[0], outer.bbox[:2])
     height, width = outer.image.shape
     return 0 <= row < height and 0 <= column < width and outer.image_filled[row, column]
@@ -205,16 +208,16 @@ def is_ground(outer, inner):
 
 def is_outline(outer, inner):
     """Returns whether the outer one only outlines the inner one, a stroke; a 0's hole is none."""
-    return (width_of(outer) < width_of(inner) and size_of(inner) > 0.7 * size_of(outer)
-            and thickness_of(inner) < 0.3 * size_of(inner)
-            and (inner.area_filled < 0.8 * inner.area_convex
-                 or width_of(inner) < size_of(inner) / 6))
+    thickness = thickness_of(inner)
+    bent = inner.area_filled < 0.8 * inner.area_convex or inner.area_filled > 1.2 * inner.area
+    return (size_of(inner) > 0.7 * size_of(outer) and thickness > thickness_of(outer)
+            and thickness < size_of(inner) * (0.3 if bent else 0.18))
 
 
 def without_holes(parts):
     """Returns the parts without holes in others, what others lie on, and outlines of others."""
     holes, under, outlined = set(), set(), set()
-    for outer in parts:
+    for outer in [part for part in parts if part.area_filled > part.area]:
         for inner in parts:
             if (inner.intensity_max == outer.intensity_max or outer.label in under
                     or inner.label in holes or not encloses(outer, inner)):
@@ -242,25 +245,30 @@ def digit_of(*inks):
         around = [each for each in things
                   if size_of(each) > 1.2 * size_of(part) and each.label not in frames]
         if around and size_of(part) > size_of(around[0]) / 4:
-            hull = morphology.convex_hull_image(where(around, shape))
-            if hull[part.slice][part.image].mean() > 0.9:
+            mask = where(around, shape)
+            inside = morphology.convex_hull_image(mask)[part.slice][part.image].mean() > 0.9
+            if inside and not mask[where([part], shape, reach=4)].any():  # else the hole of a 6
                 frames.update(each.label for each in around)
     things = [part for part in things if part.label not in frames]
     largest = next(part for part in strokes if part.label not in frames)
-    size = size_of(largest)
+    size, width = size_of(largest), width_of(largest)
     top, left, bottom, right = largest.bbox  # a digit's own parts are nearer than another digit
     margin = size // 8
     near = np.s_[max(0, top - margin):bottom + margin, max(0, left - margin):right + margin]
-    touching = where([largest], shape, reach=4)  # what is seen between its strokes
+    between = where([largest], shape, reach=4)  # a glare that its strokes divide
     own, others = [], []
     for part in things:
-        if part is largest or not at_edge(part, shape):
-            same = part.intensity_max == largest.intensity_max
-            (own if same and where([part], shape)[near].any() else others).append(part)
-    if any(size_of(part) > size / 3 and part.area > largest.area / 20
-           and width_of(part) < 2 * width_of(largest)
-           and not touching[part.slice][part.image].any() for part in others):
-        raise Unreadable("shows more than one thing that may be the digit: leave one in it")
+        same = part.intensity_max == largest.intensity_max
+        alike = width / 2 < width_of(part) < 2 * width
+        if same and where([part], shape)[near].any() and (alike or not at_edge(part, shape)):
+            own.append(part)
+        elif not at_edge(part, shape) and not between[part.slice][part.image].any():
+            if (size_of(part) > size / 3 and part.area > largest.area / 20
+                    and (alike or has_strokes(part))):
+                raise Unreadable("shows more than one thing that may be the digit: leave one in it")
+            others.append(part)
+    if others:
+        warnings.warn(f"It leaves out {len(others)} smaller or thicker things beside the digit.")
     ink = inks[int(largest.intensity_max) - 1]
     ink = np.where(where(own, shape, reach=2), ink, 0)  # grey edges
     return with_thick_strokes(ink.astype(np.float32))
@@ -294,24 +302,26 @@ def read_picture(path):
     """Returns the digit in a picture's file as MNIST has it, float32 [28, 28]."""
     try:
         with Image.open(path) as picture:
-            picture.load()
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unreadable(f"{path} can't be read as a picture: {error}.") from error
-    try:
-        return as_in_mnist(find_digit(picture))
+            return as_in_mnist(find_digit(picture))
     except Unreadable as error:
         raise Unreadable(f"{path} {error}.") from error
+    except Exception as error:  # Pillow's decoders have many of their own
+        raise Unreadable(f"{path} can't be read as a picture: {error}.") from error
 
 
 def main():
     if len(sys.argv) != 2:
         sys.exit("It reads one picture: python docs/read_digit.py digit.png")
-    try:
-        image, model = read_picture(sys.argv[1]), load_model()
-    except Unreadable as error:
-        sys.exit(str(error))
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("always")
+        try:
+            image, model = read_picture(sys.argv[1]), load_model()
+        except Unreadable as error:
+            sys.exit(str(error))
     probabilities = model.predict_on_batch(image[np.newaxis])[0]
     print(f"{probabilities.argmax()}, with probability {probabilities.max():.2f}")
+    for note in notes:
+        print(note.message)
 
 
 if __name__ == "__main__":

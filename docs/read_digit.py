@@ -232,25 +232,36 @@ def without_holes(parts):
     return [part for part in parts if part.label not in holes | under]
 
 
-def digit_of(*inks):
-    """Returns the ink of the one digit among it, its strokes as thick as MNIST's at least."""
-    shape = inks[0].shape
-    things = without_holes(parts_of(np.select([ink > 0.5 for ink in inks], [1, 2][:len(inks)])))
-    strokes = [part for part in things if has_strokes(part)]
-    if not strokes:
-        raise Unreadable("shows no digit: what stands out in it has no strokes")
-    strokes = [part for part in strokes if not at_edge(part, shape)] or strokes
+def without_frames(parts, shape):
+    """Returns the parts without what is around others or on both sides, closed or not.
+
+    Such are boxes, circles, brackets and bars; in a picture of this shape they are longer.
+    """
     frames = set()
-    for part in strokes:
-        around = [each for each in things
+    for part in parts:
+        around = [each for each in parts
                   if size_of(each) > 1.2 * size_of(part) and each.label not in frames]
-        if around and size_of(part) > size_of(around[0]) / 4:
+        if (around and has_strokes(part) and not at_edge(part, shape)
+                and size_of(part) > size_of(around[0]) / 4):
             mask = where(around, shape)
             inside = morphology.convex_hull_image(mask)[part.slice][part.image].mean() > 0.9
             if inside and not mask[where([part], shape, reach=4)].any():  # else the hole of a 6
                 frames.update(each.label for each in around)
-    things = [part for part in things if part.label not in frames]
-    largest = next(part for part in strokes if part.label not in frames)
+    return [part for part in parts if part.label not in frames]
+
+
+def digit_of(*inks):
+    """Returns the ink of the one digit among it, its strokes as thick as MNIST's at least.
+
+    Where there are two kinds of ink, [height, width], the first is dark and the other one light.
+    """
+    shape = inks[0].shape
+    kinds = np.select([ink > 0.5 for ink in inks], [1, 2][:len(inks)])
+    things = without_frames(without_holes(parts_of(kinds)), shape)
+    strokes = [part for part in things if has_strokes(part)]
+    if not strokes:
+        raise Unreadable("shows no digit: what stands out in it has no strokes")
+    largest = min(strokes, key=lambda part: at_edge(part, shape) > 0)  # the first, if it can be
     size, width = size_of(largest), width_of(largest)
     top, left, bottom, right = largest.bbox  # a digit's own parts are nearer than another digit
     margin = size // 8
@@ -312,12 +323,13 @@ def read_picture(path):
 def main():
     if len(sys.argv) != 2:
         sys.exit("It reads one picture: python docs/read_digit.py digit.png")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("always")
-        try:
-            image, model = read_picture(sys.argv[1]), load_model()
-        except Unreadable as error:
-            sys.exit(str(error))
+    try:
+        with warnings.catch_warnings(record=True) as notes:
+            warnings.simplefilter("always")
+            image = read_picture(sys.argv[1])
+        model = load_model()
+    except Unreadable as error:
+        sys.exit(str(error))
     probabilities = model.predict_on_batch(image[np.newaxis])[0]
     print(f"{probabilities.argmax()}, with probability {probabilities.max():.2f}")
     for note in notes:

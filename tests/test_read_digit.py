@@ -211,13 +211,47 @@ def in_floating_point(drawing, generator):
     return Image.fromarray(np.asarray(picture, np.float32) / 255), {}
 
 
+def in_an_open_circle(drawing, generator):
+    light = paper(420, 420)
+    light[95:325, 95:325] = inked(drawing, light[95:325, 95:325], generator, margin=15)
+    picture, start = grey(light), generator.uniform(0, 360)
+    ImageDraw.Draw(picture).arc([40, 40, 380, 380], start, start + 340, fill=50, width=6)
+    return taken(np.float64(picture), generator)
+
+
+def below_a_bar(drawing, generator):
+    """On a white screen, under a dark bar that holds two light dots."""
+    picture = grey(np.pad(255 - put(enlarged(drawing, 9), 420, 400, generator), [(100, 0), (0, 0)],
+                          constant_values=35))
+    for x in (60, 340):
+        ImageDraw.Draw(picture).ellipse([x - 14, 36, x + 14, 64], fill=240)
+    return picture, {}
+
+
+def on_a_checked_cloth(drawing, generator):
+    down, right = np.mgrid[:480, :640]
+    cloth = 60 + 150 * ((down // 40 + right // 40) % 2)
+    sheet = Image.fromarray(np.float32(inked(drawing, paper(340, 420), generator)))
+    photo = Image.new("F", (640, 480), -1.0)
+    photo.paste(sheet, (110, 70))
+    photo = np.asarray(photo.rotate(generator.uniform(5, 15), fillcolor=-1.0))
+    return taken(np.where(photo < 0, cloth, photo), generator)
+
+
+def in_whole_numbers(drawing, generator):
+    """Of 32 bits, but only up to 255."""
+    return Image.fromarray(np.int32(np.asarray(photo(drawing, generator)[0]))), {}
+
+
 KINDS = [(centred, "png"), (light_on_dark, "bmp"), (tiny, "png"), (filling, "gif"),
          (painted(0), "png"), (painted(255), "png"), (photo, "webp"), (turned, "jpg"),
          (specked, "png"), (lined, "jpg"), (in_a_box, "jpg"), (in_an_open_box, "png"),
          (in_a_form, "png"), (on_a_desk, "jpg"), (beside_a_desk, "jpg"),
          (with_a_dark_corner, "jpg"), (with_dark_edges, "png"),
          (with_the_edge_of_the_sheet, "jpg"), (in_a_spiral_notebook, "jpg"),
-         (in_the_shadow_of_a_hand, "jpg"), (on_a_board, "jpg"), (in_floating_point, "tiff")]
+         (in_the_shadow_of_a_hand, "jpg"), (on_a_board, "jpg"), (in_floating_point, "tiff"),
+         (in_an_open_circle, "jpg"), (below_a_bar, "png"), (on_a_checked_cloth, "jpg"),
+         (in_whole_numbers, "tiff")]
 
 
 def normalized(images):
@@ -289,6 +323,55 @@ def test_a_file_that_is_no_picture_is_told(content, tmp_path):
         (tmp_path / "digit.png").write_bytes(content)
     with pytest.raises(read_digit.Unreadable, match="digit.png can't be read as a picture"):
         read_digit.read_picture(tmp_path / "digit.png")
+
+
+@pytest.mark.parametrize("width, height", [(1, 1), (1, 500), (3, 4000), (20000, 1), (2, 600)])
+def test_a_picture_too_narrow_for_a_digit_is_told(width, height, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, [height, width])
+    grey(noise).save(tmp_path / "digit.png")
+    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit"):
+        read_digit.read_picture(tmp_path / "digit.png")
+
+
+def test_missing_numbers_are_no_digit():
+    picture = np.full([300, 300], 200, np.float32)
+    picture[100:200, 140:160] = 20
+    clean = read_digit.find_digit(Image.fromarray(picture))
+    picture[0, 0] = np.inf
+    picture[5, 5] = np.nan
+    np.testing.assert_allclose(read_digit.find_digit(Image.fromarray(picture)), clean, atol=0.1)
+
+
+def strokes(*lines):
+    """Returns a sheet with lines, as by a pen of 20 pixels."""
+    picture = grey(paper(400, 400))
+    for line in lines:
+        ImageDraw.Draw(picture).line(line, fill=40, width=20)
+    return picture
+
+
+def test_a_digit_in_two_parts_is_read_whole():
+    stem, corner = [(240, 60), (240, 340)], [(120, 80), (120, 200)]
+    whole, parts = (read_digit.find_digit(strokes([*corner, (x, 200)], stem)) for x in (240, 212))
+    assert parts[:, 100:225].sum() > 0.8 * whole[:, 100:225].sum()
+
+
+def test_what_is_left_out_is_said():
+    with pytest.warns(UserWarning, match="leaves out 1 smaller"):
+        ink = read_digit.find_digit(strokes([(120, 60), (120, 340)], [(300, 100), (300, 130)]))
+    assert not ink[:, 250:].any()
+    with pytest.raises(read_digit.Unreadable, match="more than one thing"):
+        read_digit.find_digit(strokes([(120, 60), (120, 340)], [(300, 100), (300, 220)]))
+
+
+def test_the_stroke_between_outlines_is_the_digit():
+    picture = grey(np.full([400, 400], 255.0))
+    for width, fill in ((40, 0), (30, 255)):
+        end = 5 if fill else 0
+        ImageDraw.Draw(picture).line([(100 + end, 80), (260, 80), (260, 340 - end)], fill=fill,
+                                     width=width, joint="curve")
+    ink = read_digit.find_digit(picture)
+    assert ink[200:300, 250:270].min() > 0.9 and ink[75:85, 120:240].min() > 0.9
 
 
 def desk_alone():

@@ -1,13 +1,11 @@
 """Opens a page to draw a digit on; while one draws, the trained network reads it row by row.
 
-    pip install gradio pillow && python rnn_mnist.py && python docs/draw_digit.py
+    pip install gradio scikit-image && python rnn_mnist.py && python docs/draw_digit.py
 
-The page shows the probabilities of the ten digits, the image that the network gets, and what it
-would say after each of the image's rows. Nothing leaves this computer.
+The page shows the image that the network gets, what it would say after each of the image's rows,
+and the probabilities of the ten digits. Nothing leaves this computer.
 """
 
-import base64
-import io
 import os
 import sys
 import time
@@ -15,74 +13,140 @@ import time
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would look for its newest version, too
 import gradio
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw
 
 import read_digit
 
-ABOUT = """# Draw a digit
-A recurrent network sees your drawing as 28 rows and reads one after the other."""
-WHY = """The network knows only how MNIST's writers wrote: their 1 is mostly one slanted stroke, so a
-neat straight 7, or a 1 with a hook, may look like none of theirs and be taken for another digit."""
+WHY = """The network knows ten digits and nothing else: a heart or a T is a digit to it, too. And it
+knows only how MNIST's writers wrote. Their 1 is mostly one slanted stroke, so a 1 with a hook and a
+foot, or a neat straight 7, may look like none of theirs and be taken for another digit."""
 
-# The pen is a twelfth of the paper, as thick as MNIST's where a digit takes most of it.
-PAPER = """<canvas width="300" height="300" aria-label="Paper to draw a digit on"></canvas>
-<button type="button">Clear</button>"""
-PAPER_CSS = """
-canvas { width: 100%; max-width: 400px; background: white; cursor: crosshair; touch-action: none;
-         border: 1px solid var(--border-color-primary); border-radius: var(--radius-lg); }
-button { width: 100%; max-width: 400px; margin-top: 8px; padding: 8px;
+PAGE = """<div class="about">
+<h1>Draw a digit</h1>
+<p>A recurrent network sees your drawing as 28 rows and reads one after the other.</p>
+</div>
+<div class="paper">
+<canvas width="300" height="300" role="img" aria-label="Paper to draw a digit on"></canvas>
+<button type="button">Clear</button>
+</div>
+<div class="answer">
+<p role="status"></p>
+<div>${value}</div>
+<p></p>
+</div>"""
+# All has its room from the start, so that the paper never moves under the pen, and the paper fits
+# the window. A wide window has it to the left of all else.
+CSS = """
+display: grid; column-gap: 24px; --side: min(100%, 400px, 42svh);
+canvas, button { display: block; box-sizing: border-box; width: var(--side); }
+canvas { aspect-ratio: 1; background: white; cursor: crosshair; touch-action: none;
+         forced-color-adjust: none; border: 1px solid gray; border-radius: var(--radius-lg); }
+button { margin-top: 8px; padding: 8px; border: 1px solid var(--border-color-primary);
          border-radius: var(--radius-lg); background: var(--button-secondary-background-fill);
          color: var(--button-secondary-text-color); }
+h1, p { margin: 0 0 8px; }
+.answer { max-width: 560px; }
+.answer p { height: 3em; line-height: 1.5; overflow: auto; }
+[role=status] { font-weight: bold; }
+@media (min-width: 640px) {
+    & { --side: min(45vw, 400px, 100svh - 100px); grid-template-columns: auto 1fr; }
+    .paper { grid-row: 1 / 3; }
+}
 """
+PRINT_CSS = "@media print { * { color: black !important; background: white !important; } }"
 DRAW = """
 const paper = element.querySelector("canvas");
 const pen = paper.getContext("2d");
+const answer = element.querySelector(".answer");
+const [sentence, figure, changes] = answer.children;
+const gone = ["The program that reads it is gone: start docs/draw_digit.py again.",
+              figure.innerHTML, ""];
 Object.assign(pen, {lineWidth: 25, lineCap: "round", lineJoin: "round"});
-const show = () => {
-    props.value = paper.toDataURL();  // a PNG
-    trigger("input");
-};
-let at;
+let strokes = [];  // each a list of points, in a paper of 300 by 300
+let hand;  // the pointer that draws, if one does
+let drawn = 0, asking = false;
 
-function draw(event) {
-    if (at === undefined || !event.isPrimary) return;
-    pen.beginPath();
-    pen.moveTo(...at);
+async function show() {
+    drawn += 1;
+    if (asking) return;  // the latest drawing is the next to be asked about
+    asking = true;
+    answer.setAttribute("aria-busy", true);
+    for (let asked; asked !== drawn;) {
+        asked = drawn;
+        const said = await server.read(strokes) ?? gone;
+        if (sentence.textContent !== said[0]) sentence.textContent = said[0];  // is read aloud
+        figure.innerHTML = said[1];
+        changes.textContent = said[2];
+    }
+    answer.setAttribute("aria-busy", false);
+    asking = false;
+}
+
+function point(event) {
     const scale = paper.width / paper.clientWidth;
-    at = [event.offsetX * scale, event.offsetY * scale];
-    pen.lineTo(...at);
-    pen.stroke();
-    show();
+    return [event.offsetX * scale, event.offsetY * scale];
 }
 
 paper.addEventListener("pointerdown", event => {
-    if (!event.isPrimary || event.button) return;
-    paper.setPointerCapture(event.pointerId);
-    const scale = paper.width / paper.clientWidth;
-    at = [event.offsetX * scale, event.offsetY * scale];
-    draw(event);
-});
-paper.addEventListener("pointermove", draw);
-paper.addEventListener("lostpointercapture", () => at = undefined);
-element.querySelector("button").addEventListener("click", () => {
-    pen.clearRect(0, 0, paper.width, paper.height);
+    // One at a time, or lines would jump between two; a pen comes first, whose palm may be there.
+    if (event.button || hand !== undefined && event.pointerType !== "pen") return;
+    hand = event.pointerId;
+    paper.setPointerCapture(hand);
+    strokes.push([point(event)]);
+    pen.beginPath();
+    pen.arc(...point(event), pen.lineWidth / 2, 0, 2 * Math.PI);  // a line of length 0 is nothing
+    pen.fill();
     show();
 });
+paper.addEventListener("pointermove", event => {
+    if (event.pointerId !== hand) return;
+    const stroke = strokes.at(-1);
+    pen.beginPath();
+    pen.moveTo(...stroke.at(-1));
+    stroke.push(point(event));
+    pen.lineTo(...stroke.at(-1));
+    pen.stroke();
+    show();
+});
+paper.addEventListener("lostpointercapture", event => {
+    if (event.pointerId === hand) hand = undefined;
+});
+for (const name of ["mousedown", "dragstart"])  // else the browser drags what is selected
+    paper.addEventListener(name, event => event.preventDefault());
+element.querySelector("button").addEventListener("click", () => {
+    pen.clearRect(0, 0, paper.width, paper.height);
+    strokes = [];
+    hand = undefined;
+    show();
+});
+show();
 """
 
 
-def drawn(url):
-    """Returns the digit on the paper as MNIST has it, float32 [28, 28], from a PNG's data URL."""
-    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2])))
-    # A margin, since a stroke at the paper's edge is a stroke all the same.
-    ink = ImageOps.expand(picture.getchannel("A"), border=30)
-    if not ink.getbbox():
+def drawn(strokes):
+    """Returns the digit of strokes, lists of points (x, y), as MNIST has it: float32 [28, 28].
+
+    The paper measures 300. They are drawn anew, 200 high or wide, by a pen as thick as MNIST's
+    mostly are, 2.6 of its pixels: on a small digit the page's own would be too thick.
+    """
+    if not strokes:
         raise read_digit.Unreadable("shows no digit: nothing is drawn")
-    return read_digit.as_in_mnist(read_digit.digit_of(np.asarray(ink, np.float32) / 255))
+    points = np.concatenate(strokes)
+    low, high = points.min(axis=0), points.max(axis=0)
+    scale = 200 / max(*(high - low), 75)  # what is smaller than a quarter of the paper stays small
+    picture = Image.new("L", [300, 300])
+    pen = ImageDraw.Draw(picture)
+    for stroke in strokes:
+        stroke = 150 + scale * (np.array(stroke) - (low + high) / 2)
+        pen.line(stroke.ravel().tolist(), fill=255, width=30)
+        for x, y in stroke:
+            pen.ellipse([x - 15, y - 15, x + 15, y + 15], fill=255)
+    return read_digit.as_in_mnist(read_digit.digit_of(np.asarray(picture, np.float32) / 255))
 
 
-def figure(image, probabilities):
-    """Returns an SVG of the image [28, 28], and aligned with it probabilities [28, 10]."""
+def figure(image, every_row, probabilities):
+    """Returns an SVG of the image [28, 28], beside it what the network says after every row
+    [28, 10], and below the probabilities [10] in the end."""
     def cells(values, left, width, colour):
         return "".join(f'<rect x="{left + width * column}" y="{row}" width="{width}" height="1" '
                        f'fill="{colour}" fill-opacity="{values[row, column]:.2f}"/>'
@@ -90,53 +154,61 @@ def figure(image, probabilities):
 
     rows = "".join(f'<text x="2.6" y="{row - 0.1}" text-anchor="end">{row}</text>'
                    for row in (1, 7, 14, 21, 28))
-    digits = "".join(f'<text x="{34 + 2 * digit}" y="-0.6" text-anchor="middle">{digit}</text>'
-                     for digit in range(10))
-    return f"""<svg viewBox="0 -2.5 53.5 31" font-size="1.6" fill="currentColor"
-shape-rendering="crispEdges">{rows}{digits}
+    digits = "".join(f'<text x="{34 + 2 * digit}" y="-0.6">{digit}</text>' for digit in range(10))
+    bars = "".join(
+        f'<text x="{5.5 + 5 * digit}" y="31.5">{digit}</text>'
+        f'<rect x="{3.4 + 5 * digit}" y="{36.2 - 4 * each:.2f}" width="4.2" '
+        f'height="{4 * each + 0.2:.2f}" fill="#2563eb"/>'
+        f'<text x="{5.5 + 5 * digit}" y="38.2">{100 * each:.0f} %</text>'
+        for digit, each in enumerate(probabilities))
+    said = ", ".join(f"{each:.2f} for {digit}" for digit, each in enumerate(probabilities))
+    return f"""<svg viewBox="0 -2.5 53.5 41.5" font-size="1.6" fill="currentColor" role="img"
+aria-label="The 28 rows that the network gets, and its probabilities: {said}"
+shape-rendering="crispEdges" text-anchor="middle">{rows}{digits}{bars}
 <rect x="3" width="28" height="28" fill="black"/>{cells(image, 3, 1, "white")}
 <rect x="33" width="20" height="28" fill="none" stroke="currentColor" stroke-width="0.1"/>
-{cells(probabilities, 33, 2, "#2563eb")}</svg>"""
+{cells(every_row, 33, 2, "#2563eb")}</svg>"""
+
+
+NOTHING = figure(np.zeros([28, 28]), np.zeros([28, 10]), np.zeros(10))
+
+
+def reader(model):
+    """Returns the function that gives what the page shows of strokes, read by `model`."""
+    try:
+        any_rows, reason = read_digit.for_any_rows(model), ""
+    except read_digit.Unreadable as error:
+        any_rows, reason = None, str(error)
+
+    def read(strokes):
+        """Returns a sentence, an SVG, and a sentence on the rows."""
+        try:
+            image = drawn(strokes)
+        except read_digit.Unreadable as error:
+            return f"The paper {error}.", NOTHING, reason
+        probabilities = model.predict_on_batch(image[np.newaxis])[0]
+        sentence = (f"Its answer: {probabilities.argmax()}, "
+                    f"with probability {probabilities.max():.2f}.")
+        if any_rows is None:
+            return sentence, figure(image, np.zeros([28, 10]), probabilities), reason
+        every_row = read_digit.after_every_row(any_rows, image[np.newaxis])[0]
+        guesses = every_row.argmax(axis=1)[image.any(axis=1).argmax():]  # those above saw nothing
+        changes = guesses[np.append(True, guesses[1:] != guesses[:-1])]
+        return sentence, figure(image, every_row, probabilities), (
+            "Its answer did not change from row to row." if len(changes) == 1 else
+            f"From row to row its answer changed: {', '.join(map(str, changes))}.")
+
+    return read
 
 
 def page(model):
     """Returns the Gradio page on which the network `model` reads what is drawn."""
-    try:
-        any_rows, reason = read_digit.for_any_rows(model), ""
-    except read_digit.Unreadable as error:
-        any_rows, reason = None, error
-
-    def read(picture):
-        try:
-            image = drawn(picture)
-        except read_digit.Unreadable as error:
-            return None, f"The paper {error}."
-        return look(image)
-
-    def look(image):
-        probabilities = model.predict_on_batch(image[np.newaxis])[0]
-        likely = {str(digit): float(each) for digit, each in enumerate(probabilities)}
-        if any_rows is None:
-            svg = figure(image, np.zeros([28, 10]))
-            return likely, f"<p>The image that it gets. {reason}</p>{svg}"
-        every_row = read_digit.after_every_row(any_rows, image[np.newaxis])[0]
-        guesses = every_row.argmax(axis=1)[image.any(axis=1).argmax():]  # those above saw nothing
-        changes = guesses[np.append(True, guesses[1:] != guesses[:-1])]
-        return likely, (f"<p>The image that it gets, and what it would say after each row: "
-                        f"{', '.join(map(str, changes))}</p>{figure(image, every_row)}")
-
-    look(np.zeros([28, 28], np.float32))  # the first time is slow
+    read = reader(model)
+    read([[(150, 50), (150, 250)]])  # the first time is slow
     with gradio.Blocks(title="Draw a digit", analytics_enabled=False) as blocks:
-        gradio.Markdown(ABOUT)
-        with gradio.Row():  # on a narrow screen its columns stand one above the other
-            with gradio.Column(scale=3, min_width=280):
-                paper = gradio.HTML(html_template=PAPER, css_template=PAPER_CSS, js_on_load=DRAW)
-            with gradio.Column(scale=2, min_width=200):
-                label = gradio.Label(label="Probabilities")
-            with gradio.Column(scale=4, min_width=300):
-                rows = gradio.HTML("The paper shows no digit: nothing is drawn.")
+        gradio.HTML(NOTHING, html_template=PAGE, css_template=CSS, js_on_load=DRAW,
+                    server_functions=[read])
         gradio.Markdown(WHY)
-        paper.input(read, paper, [label, rows], show_progress="hidden", trigger_mode="always_last")
     return blocks
 
 
@@ -146,9 +218,13 @@ def main():
     except read_digit.Unreadable as error:
         sys.exit(str(error))
     os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # it asks itself for its page, no proxy
-    _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
-                              prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
-                              run_history=False)
+    try:
+        _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
+                                  prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
+                                  run_history=False, css=PRINT_CSS)
+    except OSError:
+        sys.exit("Each of the ports that the page could have, mostly 7860 to 7959, is taken: end a "
+                 "program that has one, or set GRADIO_SERVER_PORT to another number.")
     try:
         print(f"Draw at {url} in your browser. Ctrl-C ends it.", flush=True)
         while True:

@@ -9,6 +9,7 @@ in it. Its functions find the digit in docs/draw_digit.py, too, and ask the netw
 import os
 import sys
 import warnings
+import zipfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
 import keras
@@ -27,43 +28,51 @@ class Unreadable(Exception):
 # the network
 
 
-def load_model():
-    """Returns the network in MODEL, from images [n, 28, 28] to probabilities [n, 10]."""
-    other = "or set MODEL in docs/read_digit.py to another model's file"
+def load_model(path=MODEL, steps=28):
+    """Returns the network in a file, from images [n, steps, 784 / steps] to probabilities [n, 10].
+
+    Each of the steps is a row; with 14 of them, for example, it is two of the image's 28.
+    """
+    other = "" if path != MODEL else ", or set MODEL in docs/read_digit.py to another model's file"
     try:
-        model = keras.models.load_model(MODEL)
-    except (OSError, TypeError, ValueError) as error:
+        model = keras.models.load_model(path)
+    except Exception as error:  # a broken file can fail in any way
         reason = str(error).partition("\n")[0]
-        raise Unreadable(f"{os.path.abspath(MODEL)} can't be loaded: train it by python "
-                         f"rnn_mnist.py, {other}. ({reason})") from error
+        if os.path.exists(path) and not zipfile.is_zipfile(path):  # 'not found' to Keras
+            reason = "The file is there, but it is empty, cut short or no .keras file."
+        raise Unreadable(f"{os.path.abspath(path)} can't be loaded: train it by python "
+                         f"rnn_mnist.py{other}. ({reason})") from error
     shapes = model.input_shape, model.output_shape
-    if shapes != ((None, 28, 28), (None, 10)):
-        raise Unreadable(f"{os.path.abspath(MODEL)} makes {shapes[1]} of {shapes[0]}, not ten "
-                         "digits of images of 28 rows: train one with N_STEPS, N_INPUT = 28, 28 "
-                         f"and N_CLASSES = 10, {other}.")
+    if shapes != ((None, steps, 784 // steps), (None, 10)):
+        raise Unreadable(f"{os.path.abspath(path)} makes {shapes[1]} of {shapes[0]}, not ten "
+                         f"digits of images of {steps} rows: train one with N_STEPS, N_INPUT = "
+                         f"{steps}, {784 // steps} and N_CLASSES = 10{other}.")
     return model
 
 
 def for_any_rows(model):
     """Returns the network for images of any number of rows, with the same weights."""
+    _, rows, inputs = model.input_shape
     try:
-        copy = keras.models.clone_model(model, input_tensors=keras.Input([None, 28]))
-    except (TypeError, ValueError) as error:
-        raise Unreadable("This network takes 28 rows at a time: it can't be asked after "
+        copy = keras.models.clone_model(model, input_tensors=keras.Input([None, inputs]))
+        copy.set_weights(model.get_weights())
+        copy.compile(jit_compile=False)  # else XLA would compile it for each number of rows
+        after_every_row(copy, np.zeros([1, rows, inputs], np.float32))
+    except Exception as error:  # each kind of layer has its own for what it can't be asked
+        raise Unreadable(f"This network takes {rows} rows at a time: it can't be asked after "
                          "fewer.") from error
-    copy.set_weights(model.get_weights())
-    copy.compile(jit_compile=False)  # else XLA would compile it for each number of rows
     return copy
 
 
 def after_every_row(model, images):
-    """Returns what a network `for_any_rows` says after each of the rows: [n, 28, 10].
+    """Returns what a network `for_any_rows` says after each of the rows: [n, rows, 10].
 
-    It gets the first row of the images [n, 28, 28] alone, then the first two, and so on. To a
+    It gets the first row of the images [n, rows, inputs] alone, then the first two, and so on. To a
     network that reads forwards this is the same as to ask it on its way; one that reads backwards,
     too, or takes the mean over the rows, says what it would if the image ended there.
     """
-    return np.stack([model.predict_on_batch(images[:, :row]) for row in range(1, 29)], axis=1)
+    rows = images.shape[1]
+    return np.stack([model.predict_on_batch(images[:, :row + 1]) for row in range(rows)], axis=1)
 
 
 # brightness and ink, all [height, width]

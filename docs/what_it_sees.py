@@ -5,10 +5,10 @@
 Uses the model that rnn_mnist.py has saved in its own folder, and the images it would test on.
 """
 
+import os
 import pathlib
 import sys
 
-import keras
 import matplotlib
 import numpy as np
 
@@ -18,35 +18,45 @@ import matplotlib.pyplot as plt
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-import rnn_mnist
+import rnn_mnist  # before Keras, since it silences TensorFlow
 import read_digit
 
-_, (images, labels), name = rnn_mnist.load_data()
-file = "rnn_mnist-uci_digits.keras" if name == rnn_mnist.SAMPLE else "rnn_mnist.keras"
-model = read_digit.for_any_rows(keras.models.load_model(ROOT / file))
+try:
+    _, (images, labels), name = rnn_mnist.load_data()
+    place = os.path.expanduser(rnn_mnist.MODEL_PATH or "rnn_mnist.keras")
+    if name == rnn_mnist.SAMPLE:
+        place = place.removesuffix(".keras") + "-uci_digits.keras"
+    model = read_digit.load_model(ROOT / place, rnn_mnist.N_STEPS)
+    model = read_digit.for_any_rows(model)
+except (read_digit.Unreadable, rnn_mnist.TrainingError) as error:
+    sys.exit(str(error))
 probabilities = read_digit.after_every_row(model, images)  # [n, rows, digits]
 
 # Six digits that the network gets right after it changed its mind two to four times: those where
 # it was surest on the way.
 guesses = probabilities.argmax(axis=2)
-changes = np.count_nonzero(np.diff(guesses[:, 6:]), axis=1)  # the rows above are black
-sureness = probabilities[:, 6:].max(axis=2).mean(axis=1)
+start = 6 * rnn_mnist.N_STEPS // 28  # the rows above are black
+changes = np.count_nonzero(np.diff(guesses[:, start:]), axis=1)
+sureness = probabilities[:, start:].max(axis=2).mean(axis=1)
 chosen = []
 for index in np.argsort(-sureness):
     right = probabilities[index, -1, labels[index]] > 0.9
     new = len(chosen) < 6 and labels[index] not in labels[chosen]
     if right and new and 2 <= changes[index] <= 4:
         chosen.append(index)
+if not chosen:
+    sys.exit("There is nothing to draw: the network gets no test image right, and surely so, after "
+             "it changed its mind two to four times.")
 chosen.sort(key=lambda index: labels[index])
 
 figure, axes = plt.subplots(2, 6, figsize=(10, 5), layout="constrained", width_ratios=[1.5, 1] * 3)
 for index, (digit, belief) in zip(chosen, axes.reshape(6, 2)):
-    digit.imshow(images[index], cmap="gray", aspect="auto")
+    digit.imshow(images[index].reshape(28, 28), cmap="gray", aspect="auto")
     digit.set(xticks=[], ylabel="rows read")
     belief.imshow(probabilities[index], cmap="Blues", vmin=0, vmax=1, aspect="auto")
     belief.set(xticks=range(10), yticks=[])
-    changed = guesses[index, 6:] != np.append(-1, guesses[index, 6:-1])
-    taken_for = ", ".join(map(str, guesses[index, 6:][changed]))
+    changed = guesses[index, start:] != np.append(-1, guesses[index, start:-1])
+    taken_for = ", ".join(map(str, guesses[index, start:][changed]))
     belief.set_title(f"takes it for {taken_for}", fontsize=9, loc="right")
 figure.suptitle(f"{name}, test images: the probability of each digit, 0 to 9, after every row")
 plt.savefig("what_it_sees.png", dpi=110)

@@ -18,8 +18,6 @@ import sys
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
-import draw_digit
 
 # Chromium's own errands, which are none of the page's; as root it runs only without its sandbox.
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update",
@@ -57,21 +55,22 @@ DIGITS = [
 ]
 
 
-PENS = {"thick": 25, "thin": 6}  # widths, where the paper measures 300; the page's own is thick
-KINDS = [*itertools.product(PENS, ["large", "small"], ["middle", "corner"])]
+SIZES = {"large": 200, "small": 105, "tiny": 75}  # where the paper measures 300
+KINDS = [*itertools.product(SIZES, ["middle", "corner"])]
 
 
 @contextlib.contextmanager
-def served(folder, env=os.environ, browser="-c pass"):
+def served(folder, env=os.environ, browser="-c pass", **kwargs):
     """Runs docs/draw_digit.py in a folder with a model; gives its process and its address.
 
     In place of a browser it opens the Python program `browser`, which by default does nothing.
+    In place of an address it gives the sentence with which the program ended.
     """
     command = [sys.executable, str(ROOT / "docs" / "draw_digit.py")]
     python = pathlib.Path(sys.executable).as_posix()
     env = {**env, "BROWSER": f'"{python}" {browser} %s'}
     with subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE) as process:
+                          stderr=subprocess.PIPE, **kwargs) as process:
         try:
             line = process.stdout.readline()
             yield process, line.split()[2] if line else process.stderr.read()
@@ -90,7 +89,8 @@ def browser():
         if found is None:
             yield None
             return
-        chromium = playwright.chromium.launch(executable_path=found, args=QUIET)
+        chromium = playwright.chromium.launch(executable_path=found, args=QUIET,
+                                              ignore_default_args=["--hide-scrollbars"])
         yield chromium
         chromium.close()
 
@@ -103,14 +103,12 @@ def opened(page, address):
     return paper
 
 
-def draw(page, strokes, pen="thick", size="large", place="middle"):
+def draw(page, strokes, size="large", place="middle"):
     """Draws strokes by a mouse on the cleared paper, which measures 300 by 300."""
-    side = {"large": 200, "small": 90}[size]
+    side = SIZES[size]
     corner = {"middle": 150 - side / 2, "corner": 300 - 0.95 * side}[place]  # some go over its edge
     page.get_by_role("button", name="Clear").click()
-    paper = page.locator("canvas")
-    paper.evaluate(f"paper => {{ paper.getContext('2d').lineWidth = {PENS[pen]}; }}")
-    box = paper.bounding_box()
+    box = page.locator("canvas").bounding_box()
     scale = box["width"] / 300
     for stroke in strokes:
         for n, (x, y) in enumerate(stroke):
@@ -122,30 +120,29 @@ def draw(page, strokes, pen="thick", size="large", place="middle"):
 
 
 def reading(page):
-    """Returns the image [28, 28] of what is drawn and the digits, the likeliest first.
-
-    It waits until the page shows what the network says of this image.
-    """
-    image = draw_digit.drawn(page.evaluate("document.querySelector('canvas').toDataURL()"))
-    cells = [[float(column + 3), float(row), f"{image[row, column]:.2f}"]
-             for row, column in np.argwhere(image > 0.005)]
-    page.wait_for_function("""cells => JSON.stringify(cells) == JSON.stringify(
+    """Returns the sentence on what is drawn, the image [28, 28] and the probabilities [10]."""
+    page.locator(".answer[aria-busy=false]").wait_for()
+    image = np.zeros([28, 28], np.float32)
+    cells, texts = page.evaluate("""[
         [...document.querySelectorAll("svg rect[fill=white]")].map(cell => [
-            cell.x.baseVal.value, cell.y.baseVal.value, cell.getAttribute("fill-opacity")]))""",
-                           arg=cells)
-    lines = page.locator(".confidence-set").all_inner_texts()
-    return image, [int(line.split()[0]) for line in lines]
+            cell.y.baseVal.value, cell.x.baseVal.value - 3, cell.getAttribute("fill-opacity")]),
+        [...document.querySelectorAll("svg text")].map(text => text.textContent)]""")
+    for row, column, brightness in cells:
+        image[int(row), int(column)] = brightness
+    assert texts[-20::2] == [str(digit) for digit in range(10)]
+    return (page.get_by_role("status").first.inner_text(), image,
+            np.array([float(text.removesuffix(" %")) for text in texts[-19::2]]) / 100)
 
 
 def main():
     with served(".") as (_, address), browser() as chromium:
-        page = chromium.new_page(viewport={"width": 1100, "height": 640}, device_scale_factor=1.5)
+        page = chromium.new_page(viewport={"width": 1000, "height": 580}, device_scale_factor=1.5)
         opened(page, address)
         for kind in KINDS:
             read = []
             for strokes in DIGITS:
                 draw(page, strokes, *kind)
-                read.append(reading(page)[1][0])
+                read.append(int(reading(page)[2].argmax()))
             right = sum(digit == n for n, digit in enumerate(read))
             print(f"{', '.join(kind)}: {right} of 10 read right, the ten as {read}")
         draw(page, DIGITS[5])

@@ -434,9 +434,15 @@ def test_other_networks_get_the_first_rows_alone(layers):
         np.testing.assert_allclose(every_row[:, row - 1], outputs, atol=1e-6)
 
 
+def COLUMNS():
+    return [keras.layers.Permute([2, 1]), keras.layers.LSTM(8)]
+
+
 @pytest.mark.parametrize("layers", [
-    lambda: [keras.layers.Permute([2, 1]), keras.layers.LSTM(8)],
-    lambda: [keras.layers.Flatten(), keras.layers.Dense(8)]], ids=["columns", "all at once"])
+    COLUMNS,
+    lambda: [keras.layers.Flatten(), keras.layers.Dense(8)],
+    lambda: [keras.layers.Conv1D(8, 3), keras.layers.LSTM(8)]],  # needs three
+    ids=["columns", "all at once", "three rows"])
 def test_a_network_that_takes_all_rows_at_once_is_told(layers):
     with pytest.raises(read_digit.Unreadable, match="takes 28 rows at a time"):
         read_digit.for_any_rows(network(*layers()))

@@ -37,7 +37,7 @@ PAGE = """<div class="about">
 # All has its room from the start, so that the paper never moves under the pen, and the paper fits
 # the window. A wide window has it to the left of all else.
 CSS = """
-display: grid; column-gap: 24px; --side: min(100%, 400px, 42svh);
+display: grid; gap: 8px 24px; --side: min(100%, 400px, 36svh);
 canvas, button { display: block; box-sizing: border-box; width: var(--side); }
 canvas { aspect-ratio: 1; background: white; cursor: crosshair; touch-action: none;
          forced-color-adjust: none; border: 1px solid gray; border-radius: var(--radius-lg); }
@@ -47,10 +47,11 @@ button { margin-top: 8px; padding: 8px; border: 1px solid var(--border-color-pri
 h1, p { margin: 0 0 8px; }
 .answer { max-width: 560px; }
 .answer p { height: 3em; line-height: 1.5; overflow: auto; }
-[role=status] { font-weight: bold; }
+.answer [role=status] { height: 4.5em; font-weight: 600; }
 @media (min-width: 640px) {
-    & { --side: min(45vw, 400px, 100svh - 100px); grid-template-columns: auto 1fr; }
+    & { --side: min(45vw, 400px, 100svh - 100px); grid-template: auto 1fr / auto 1fr; }
     .paper { grid-row: 1 / 3; }
+    .answer [role=status] { height: 3em; }
 }
 """
 PRINT_CSS = "@media print { * { color: black !important; background: white !important; } }"
@@ -59,7 +60,7 @@ const paper = element.querySelector("canvas");
 const pen = paper.getContext("2d");
 const answer = element.querySelector(".answer");
 const [sentence, figure, changes] = answer.children;
-const gone = ["The program that reads it is gone: start docs/draw_digit.py again.",
+const gone = ["The program that reads it has ended: start docs/draw_digit.py again.",
               figure.innerHTML, ""];
 Object.assign(pen, {lineWidth: 25, lineCap: "round", lineJoin: "round"});
 let strokes = [];  // each a list of points, in a paper of 300 by 300
@@ -145,8 +146,10 @@ def drawn(strokes):
 
 
 def figure(image, every_row, probabilities):
-    """Returns an SVG of the image [28, 28], beside it what the network says after every row
-    [28, 10], and below the probabilities [10] in the end."""
+    """Returns an SVG of the image [28, 28], and aligned with it every row's answer [28, 10].
+
+    Below are the probabilities [10] in the end, if there are any.
+    """
     def cells(values, left, width, colour):
         return "".join(f'<rect x="{left + width * column}" y="{row}" width="{width}" height="1" '
                        f'fill="{colour}" fill-opacity="{values[row, column]:.2f}"/>'
@@ -154,23 +157,22 @@ def figure(image, every_row, probabilities):
 
     rows = "".join(f'<text x="2.6" y="{row - 0.1}" text-anchor="end">{row}</text>'
                    for row in (1, 7, 14, 21, 28))
-    digits = "".join(f'<text x="{34 + 2 * digit}" y="-0.6">{digit}</text>' for digit in range(10))
-    bars = "".join(
-        f'<text x="{5.5 + 5 * digit}" y="31.5">{digit}</text>'
-        f'<rect x="{3.4 + 5 * digit}" y="{36.2 - 4 * each:.2f}" width="4.2" '
-        f'height="{4 * each + 0.2:.2f}" fill="#2563eb"/>'
-        f'<text x="{5.5 + 5 * digit}" y="38.2">{100 * each:.0f} %</text>'
-        for digit, each in enumerate(probabilities))
-    said = ", ".join(f"{each:.2f} for {digit}" for digit, each in enumerate(probabilities))
+    digits = "".join(f'<text x="{34 + 2 * digit}" y="-0.6">{digit}</text>'
+                     f'<text x="{5.5 + 5 * digit}" y="31.5">{digit}</text>' for digit in range(10))
+    bars = "".join(f'<rect x="{3.4 + 5 * digit}" y="{36.2 - 4 * each:.2f}" width="4.2" '
+                   f'height="{4 * each + 0.2:.2f}" fill="#2563eb"/>'
+                   f'<text x="{5.5 + 5 * digit}" y="38.2">{each:.0%}</text>'
+                   for digit, each in enumerate(probabilities))
+    said = ", ".join(f"{each:.0%} for {digit}" for digit, each in enumerate(probabilities))
     return f"""<svg viewBox="0 -2.5 53.5 41.5" font-size="1.6" fill="currentColor" role="img"
-aria-label="The 28 rows that the network gets, and its probabilities: {said}"
+aria-label="The 28 rows that the network gets, and its probabilities: {said or "none yet"}"
 shape-rendering="crispEdges" text-anchor="middle">{rows}{digits}{bars}
 <rect x="3" width="28" height="28" fill="black"/>{cells(image, 3, 1, "white")}
 <rect x="33" width="20" height="28" fill="none" stroke="currentColor" stroke-width="0.1"/>
 {cells(every_row, 33, 2, "#2563eb")}</svg>"""
 
 
-NOTHING = figure(np.zeros([28, 28]), np.zeros([28, 10]), np.zeros(10))
+NOTHING = figure(np.zeros([28, 28]), np.zeros([28, 10]), [])
 
 
 def reader(model):

@@ -116,7 +116,7 @@ def test_the_paper_is_cleared_by_one_click_and_then_shows_no_digit(page):
     for _ in range(2):
         sentence, image, probabilities = reading(page)
         assert sentence == "The paper shows no digit: nothing is drawn."
-        assert not image.any() and not probabilities.any()
+        assert not image.any() and not probabilities.size
         draw(page, DIGITS[1])
         assert reading(page)[1].any()
         page.get_by_role("button", name="Clear").click()
@@ -213,14 +213,14 @@ def test_it_can_be_seen_in_forced_colours_and_printed(new_page):
     page.emulate_media(media="print")
     colours = page.evaluate("""[...document.querySelectorAll("h1, p, text")].map(
         each => getComputedStyle(each).color)""")
-    assert len(colours) > 30 and {*colours} == {"rgb(0, 0, 0)"}
+    assert len(colours) > 20 and {*colours} == {"rgb(0, 0, 0)"}
 
 
 def test_it_can_be_heard_and_the_keyboard_stops_at_what_can_be_pressed(page):
     page.get_by_role("img", name="Paper to draw a digit on").wait_for()
     draw(page, DIGITS[8])
     _, _, probabilities = reading(page)
-    page.get_by_role("img", name=f"{probabilities[3]:.2f} for 3").wait_for()
+    page.get_by_role("img", name=f"{probabilities[8]:.0%} for 8").wait_for()
     stops = []
     page.evaluate("document.activeElement.blur()")
     for _ in range(3):
@@ -244,8 +244,8 @@ def test_two_run_side_by_side_each_in_the_browser_and_end_quietly(folder, addres
         out, err = process.communicate(timeout=TIMEOUT)
         draw(page, DIGITS[0])  # nobody is left to read it
         sentence, image, probabilities = reading(page)
-        assert sentence == "The program that reads it is gone: start docs/draw_digit.py again."
-        assert not image.any() and not probabilities.any()
+        assert sentence == "The program that reads it has ended: start docs/draw_digit.py again."
+        assert not image.any() and not probabilities.size
         page.close()
     assert process.returncode == 0 and out == ""
     assert "Traceback" not in err and "Interrupt" not in err

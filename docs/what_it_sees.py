@@ -1,6 +1,6 @@
 """Draws what_it_sees.png, in the current folder: what the network takes digits for, row after row.
 
-    pip install matplotlib && python rnn_mnist.py && python docs/what_it_sees.py
+    pip install matplotlib scikit-image && python rnn_mnist.py && python docs/what_it_sees.py
 
 Uses the model that rnn_mnist.py has saved in its own folder, and the images it would test on.
 """

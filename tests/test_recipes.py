@@ -124,7 +124,7 @@ def test_a_search_for_constants(quicker, tmp_path):
 
 def test_a_learning_rate_that_falls(quicker):
     quicker("A learning rate that falls")
-    model = keras.models.load_model("rnn_mnist-uci_digits.keras")
+    model = keras.models.load_model("falling_rate-uci_digits.keras")
     steps = 3000 // 128
     expected = 0.0015 * (1 + np.cos(np.pi * steps / 781))  # half of 0.003 and a cosine
     assert float(model.optimizer.learning_rate) == pytest.approx(expected, rel=1e-5)  # float32

@@ -6,7 +6,8 @@ The changes of the network are read from the README's table; those of the consta
 line of changes.csv is a whole run of rnn_mnist.py: the change, the seed, the test accuracy and the
 seconds of the training. Lines that are there are not made again, so delete the file to start anew.
 Prints, for each change, the mean of the accuracies and the time against the network as it stands.
-An hour on two cores that do nothing else, on MNIST as rnn_mnist.py finds it.
+20 minutes to an hour on two cores that do nothing else, by processor, on MNIST as rnn_mnist.py finds
+it.
 """
 
 import ast
@@ -36,7 +37,7 @@ def edits(page):
 
 def edit(source, where, code):
     """Types lines of code above, below or in place of a layer, or an assignment, of build_model."""
-    how, name = re.fullmatch(r"(\w+) `(\w+)`", where).groups()
+    how, name = re.fullmatch(r"([\w ]+) `(\w+)`", where).groups()
     tree = ast.parse(source)
     function, = [node for node in tree.body if getattr(node, "name", "") == "build_model"]
     found = [node for node in ast.walk(function)
@@ -47,7 +48,7 @@ def edit(source, where, code):
     assert len(found) == 1, f"{name} is not in build_model, once"
     lines = source.splitlines()
     first, last = found[0].lineno - 1, found[0].end_lineno
-    start, end = {"above": (first, first), "below": (last, last), "for": (first, last)}[how]
+    start, end = {"above": (first, first), "below": (last, last), "in place of": (first, last)}[how]
     lines[start:end] = [" " * found[0].col_offset + line for line in code]
     return "\n".join(lines) + "\n"
 

@@ -151,7 +151,7 @@ def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(
 
 
 @posix
-def test_averages_are_taken_over_at_a_ctrl_c(at, usual_ctrl_c, settings, monkeypatch):
+def test_averages_are_taken_over_at_a_ctrl_c(at, usual_ctrl_c, settings):
     """As Keras's fit does in the end of a training with use_ema=True."""
     def build_model():
         model = original()

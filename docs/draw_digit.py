@@ -54,7 +54,11 @@ h1, p { margin: 0 0 8px; }
     .answer [role=status] { height: 3em; }
 }
 """
-PRINT_CSS = "@media print { * { color: black !important; background: white !important; } }"
+# The whole page keeps the room of a scrollbar, which would push the paper as it comes.
+PAGE_CSS = """
+html { scrollbar-gutter: stable; }
+@media print { * { color: black !important; background: white !important; } }
+"""
 DRAW = """
 const paper = element.querySelector("canvas");
 const pen = paper.getContext("2d");
@@ -223,7 +227,7 @@ def main():
     try:
         _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
                                   prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
-                                  run_history=False, css=PRINT_CSS)
+                                  run_history=False, css=PAGE_CSS)
     except OSError:
         sys.exit("Each of the ports that the page could have, mostly 7860 to 7959, is taken: end a "
                  "program that has one, or set GRADIO_SERVER_PORT to another number.")

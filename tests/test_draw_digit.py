@@ -143,6 +143,8 @@ def test_the_paper_fits_the_window_and_never_moves(size, new_page):
     assert box(page) == before
     rows = page.locator("svg rect[fill=black]").bounding_box()
     assert rows["y"] + rows["height"] < height + 10  # they are seen beside the drawing
+    page.evaluate("document.body.style.minHeight = '3000px'")  # whatever brings a scrollbar
+    assert box(page) == before
     page.evaluate("scrollTo(0, 10000)")
     before = box(page)
     page.evaluate("document.querySelector('canvas + button').click()")  # would scroll to a mouse

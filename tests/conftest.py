@@ -25,18 +25,19 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]
 
 import small_mnist
 import rnn_mnist
 
 # an address where nothing listens stands for a network that is down
 NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
-QUICK = dict(TRAINING_ITERS=3000, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # seconds
+QUICK = dict(TRAINING_ITERS=2200, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # seconds
 LONG = {**QUICK, "TRAINING_ITERS": 10**9}  # a run that only ends when something ends it
 TIMEOUT = 600  # s until a test gives up what hangs, however slow the machine
 VERSION_DIR = pathlib.Path("mnist", "3.0.1")  # of MNIST in a data directory
@@ -72,6 +73,8 @@ def pytest_configure(config):
             ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13
             r"label\(\) is deprecated. Use is_required"]:  # TFDS's, on Python 3.10
         config.addinivalue_line("filterwarnings", f"ignore:{known}:DeprecationWarning")
+    # TensorFlow's, which says that functions of tf.data are traced all the same
+    config.addinivalue_line("filterwarnings", "ignore:Even though the .tf.config.experimental")
 
 
 # settings and data
@@ -89,8 +92,15 @@ def settings(monkeypatch, tmp_path):
         for name, value in constants.items():
             monkeypatch.setattr(rnn_mnist, name, value)
 
-    yield change
-    tf.config.run_functions_eagerly(False)  # which a model may have asked for
+    return change
+
+
+@pytest.fixture
+def untraced():
+    """Spares TensorFlow the tracing, most of a short run's time: what it computes is the same."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture
@@ -132,6 +142,28 @@ def small_files():
     undo = small_mnist.adapt_tfds()
     yield
     undo()
+
+
+def normalized(images):
+    """Returns clean drawings as MNIST's makers would have put them: float32 [n, 28, 28], 0 to 1."""
+    import read_digit
+
+    large = (np.kron(image, np.ones([8, 8])).astype(np.float32) / 255 for image in images)
+    return np.stack([*map(read_digit.as_in_mnist, large)])
+
+
+@pytest.fixture(scope="session")
+def trained_file(tmp_path_factory):
+    """The file of a network, trained by main on the sample's digits, put as MNIST's are."""
+    splits = [(normalized(images[..., 0]), labels)
+              for images, labels in rnn_mnist.read_uci_digits()]
+    path = tmp_path_factory.mktemp("model") / "rnn_mnist.keras"
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in dict(MODEL_PATH=path, BATCH_SIZE=32, TRAINING_ITERS=9000,
+                                load_data=lambda: (*splits, "digits")).items():
+            patch.setattr(rnn_mnist, name, value)
+        assert rnn_mnist.main() > 0.8
+    return path
 
 
 # devices and limits

@@ -201,38 +201,26 @@ def test_mnist_as_array_record_is_told_and_not_called_damaged(settings, refusal,
 # preparing, disturbed
 
 
-PAUSES = "import small_mnist; small_mnist.pause_while_preparing()"
-
-
-def start_preparing(tmp_path):
-    """Starts a run on the small files; returns its process while TFDS is at it."""
+@pytest.mark.slow
+def test_a_run_that_another_one_overtakes_reads_what_that_one_prepared(settings, tmp_path):
+    """So may a run after one that was killed, of which its folder is left."""
     write_files(tmp_path / "data")
-    process = start(script(tmp_path / "run", PAUSES, **QUICK, DATA_DIR=str(tmp_path / "data")))
+    pausing = "import small_mnist; small_mnist.pause_while_preparing()"
+    process = start(script(tmp_path / "run", pausing, **QUICK, DATA_DIR=str(tmp_path / "data")))
     wait_for_pause(process)
-    assert list((tmp_path / "data").glob("mnist/*incomplete*"))
-    return process
-
-
-@posix
-@pytest.mark.slow
-def test_killed_while_preparing_the_next_run_starts_clean(settings, small_files, tmp_path):
-    process = start_preparing(tmp_path)
-    process.kill()
-    process.communicate()
-    assert not (tmp_path / "data" / VERSION_DIR).exists()
-    settings(DATA_DIR=str(tmp_path / "data"))
-    assert len(rnn_mnist.load_data()[0][0]) == small_mnist.TRAIN_SIZE
-
-
-@pytest.mark.slow
-def test_a_run_that_another_one_overtakes_reads_what_that_one_prepared(settings, small_files,
-                                                                       tmp_path):
-    process = start_preparing(tmp_path)
-    settings(DATA_DIR=str(tmp_path / "data"))
-    assert rnn_mnist.load_data()[2] == "MNIST"
+    shutil.copytree(tmp_path / "data", tmp_path / "killed")  # as a kill would leave it now
+    for data_dir in (tmp_path / "data", tmp_path / "killed"):
+        folders = []  # in which it is prepared
+        undo = small_mnist.adapt_tfds(lambda: folders.extend(data_dir.glob("mnist/*incomplete*")))
+        settings(DATA_DIR=str(data_dir))
+        (sequences, _), _, name = rnn_mnist.load_data()
+        undo()
+        assert name == "MNIST" and len(sequences) == small_mnist.TRAIN_SIZE
+        assert len(set(folders)) == 2  # one of its own
     status, out, err = go_on(process)
     assert status == 0 and "all 300 images" in out and "UCI" not in out, err
-    assert os.listdir(tmp_path / "data" / "mnist") == ["3.0.1"]
+    assert os.listdir(tmp_path / "data" / "mnist") == [VERSION_DIR.name]  # nothing is left over
+    assert sorted(os.listdir(tmp_path / "data" / FILES_DIR)) == sorted(small_mnist.files())
 
 
 @posix

@@ -5,17 +5,15 @@ answers stands for them.
 """
 
 import importlib.util
-import signal
+import sys
 import tempfile
-import time
 
 import pytest
 import requests
 
 import rnn_mnist
 import small_mnist
-from conftest import (FILES_DIR, QUICK, VERSION_DIR, end, environment, posix, script, start,
-                      write_files)
+from conftest import FILES_DIR, QUICK, VERSION_DIR, environment, posix, run, script, write_files
 from misbehaving_proxy import misbehaving_proxy
 
 pytestmark = pytest.mark.slow
@@ -126,6 +124,19 @@ def test_all_four_files_are_fetched(behind, tmp_path, capfd):
     assert out == "" and "kB" in err  # the progress bar
 
 
+@posix
+@pytest.mark.slow
+def test_a_first_run_without_standard_error_fetches_and_prepares(tmp_path, usual_log):
+    path = script(tmp_path, "import small_mnist; small_mnist.adapt_tfds()", **QUICK,
+                  DATA_DIR=str(tmp_path / "data"))
+    ca_file = tmp_path / "authority.pem"
+    with misbehaving_proxy("is right", small_mnist.files(), ca_file) as (proxy, served):
+        env = environment(HTTPS_PROXY=proxy, https_proxy=proxy, REQUESTS_CA_BUNDLE=str(ca_file))
+        status, out, err = run(path, env, command=[
+            "sh", "-c", f'"{sys.executable}" {path.name} 2>&-'])
+    assert (status, out, err) == (0, usual_log, "") and len(served) == 4
+
+
 def test_a_slow_download_is_left_to_finish(behind):
     name, served = behind("is slow", pace=0.5)  # one file takes 7 s; a stall of 6 s would end it
     assert name == "MNIST" and len(served) == 4
@@ -147,25 +158,6 @@ def test_files_put_there_by_hand_are_not_fetched(behind, tmp_path):
         path.unlink()
     name, served = behind("is right")
     assert name == "MNIST" and all("-labels-" in name for name in served) and len(served) == 2
-
-
-@posix
-def test_ctrl_c_during_the_download_ends_it(tmp_path):
-    patient = ("get = requests.get\n"  # so that only the signal can end it
-               "requests.get = lambda url, timeout, **more: get(url, timeout=3600, **more)")
-    path = script(tmp_path, patient, **QUICK, DATA_DIR=str(tmp_path / "data"))
-    ca_file = tmp_path / "authority.pem"
-    with misbehaving_proxy("stalls", small_mnist.files(), ca_file) as (proxy, served):
-        variables = dict(HTTPS_PROXY=proxy, https_proxy=proxy, REQUESTS_CA_BUNDLE=str(ca_file))
-        process = start(path, environment(**variables))
-        while not served:
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        status, out, err = end(process)
-    assert status == -signal.SIGINT and out == ""
-    assert "Traceback" not in err and "UCI" not in err
-    assert not (tmp_path / "data").exists()
 
 
 # other data sets' files, which have the same names

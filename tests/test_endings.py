@@ -1,26 +1,30 @@
-"""How a run ends: signals, pipes, terminals, full disks, arguments, memory.
+"""How a run ends: by signals, pipes, terminals, full disks, limits, in pools and containers.
 
 Whatever ends a training but a kill saves first; then things take their usual course.
 Not tested, since a test machine can't have it: Windows' consoles and signals.
 """
 
+import contextlib
 import os
 import re
 import runpy
+import shutil
 import signal
+import subprocess
 import sys
 import threading
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import rnn_mnist
-from conftest import (LONG, QUICK, ROOT, TIMEOUT, end, environment, go_on, posix, run, script,
-                      start, usual_signals, wait_for_pause)
+from conftest import (LONG, QUICK, ROOT, TIMEOUT, end, environment, posix, run, script, start,
+                      usual_signals, wait_for_pause)
 
+pytestmark = pytest.mark.slow
 TESTED = re.compile(r"Testing Accuracy: 0\.\d+\nTesting Accuracy, all 300 images: 0\.\d+\n$")
-PAUSE_AT_EACH_LINE = "import pauses; print = pauses.before(print)"
 
 
 def saved_in(folder, updates=None):
@@ -48,7 +52,7 @@ def usual_ctrl_c():
 
 
 @pytest.fixture
-def at(settings, monkeypatch, small_data_dir):
+def at(settings, monkeypatch, small_data_dir, untraced):
     """Has signals sent, for real, when a function of the script's is called for the first time."""
     settings(**QUICK, DATA_DIR=str(small_data_dir))
 
@@ -103,9 +107,26 @@ def test_a_handler_of_somebody_else_acts_at_once(at, tmp_path, capsys):
     try:
         at("print", signal.SIGTERM)
         assert 0 <= rnn_mnist.main() <= 1  # since that handler lets it go on
-        assert notes == [signal.SIGTERM] and saved_in(tmp_path, updates=29)
+        assert notes == [signal.SIGTERM] and saved_in(tmp_path, updates=21)
     finally:
         signal.signal(signal.SIGTERM, earlier)
+
+
+@pytest.mark.parametrize("error", [SystemExit(99), TimeoutError("too slow")], ids=repr)
+def test_what_a_handler_of_somebody_else_raises_saves_too(at, tmp_path, error):
+    def handler(number, frame):
+        raise error
+
+    number = getattr(signal, "SIGUSR1", signal.SIGINT)
+    earlier = signal.signal(number, handler)
+    at("print", number)
+    try:
+        with pytest.raises(type(error)) as raised:
+            rnn_mnist.main()
+        assert raised.value is error and signal.getsignal(number) is handler
+    finally:
+        signal.signal(number, earlier)
+    assert saved_in(tmp_path, updates=10)
 
 
 @posix
@@ -115,7 +136,7 @@ def test_signals_while_testing_lose_nothing(at, usual_ctrl_c, tmp_path, capsys):
         rnn_mnist.main()
     out = capsys.readouterr().out
     assert "Optimization Finished!\n" in out and TESTED.search(out)
-    assert saved_in(tmp_path, updates=29)
+    assert saved_in(tmp_path, updates=21)
 
 
 @posix
@@ -132,7 +153,7 @@ def test_signals_that_are_ignored_stay_ignored(at, usual_ctrl_c, tmp_path, capsy
             signal.signal(number, handler)
     out = capsys.readouterr().out
     assert "Optimization Finished!\n" in out and TESTED.search(out)
-    assert saved_in(tmp_path, updates=29)
+    assert saved_in(tmp_path, updates=21)
 
 
 @posix
@@ -140,6 +161,7 @@ def test_signals_that_are_ignored_stay_ignored(at, usual_ctrl_c, tmp_path, capsy
                          ids=["before training", "while it is traced"])
 def test_a_signal_before_anything_is_learned_leaves_the_earlier_model(
         at, usual_ctrl_c, cpu, tmp_path, capsys, moment):
+    tf.config.run_functions_eagerly(False)
     (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
     at(moment, signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
@@ -169,6 +191,23 @@ def test_averages_are_taken_over_at_a_ctrl_c(at, usual_ctrl_c, settings):
                 if variable.path.endswith("_average")]
     for weight, average in zip(made[0].trainable_variables, averages, strict=True):
         np.testing.assert_array_equal(weight, average)
+
+
+@posix
+def test_ctrl_c_that_also_ends_what_reads_the_log_is_a_ctrl_c(at, usual_ctrl_c, monkeypatch,
+                                                              tmp_path, capsys):
+    """As it does with `| tee log`: the run meets both, and which one first is chance."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    log = open(writer, "w")
+    monkeypatch.setattr(sys, "stdout", log)
+    at("print", signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        rnn_mnist.main()
+    assert "Training ended by SIGINT at Iter 1000 " in capsys.readouterr().err
+    assert saved_in(tmp_path, updates=10)
+    with pytest.raises(BrokenPipeError):  # so it was one
+        log.close()
 
 
 @posix
@@ -210,8 +249,8 @@ def test_a_signal_to_a_point_that_diverges_ends_a_sweep_too(at, usual_ctrl_c, se
     assert "not finite at Iter 100. " in capsys.readouterr().err
 
 
-def test_a_finished_run_of_one_update_is_saved(settings, small_data_dir, tmp_path):
-    settings(**{**QUICK, "TRAINING_ITERS": 200}, DATA_DIR=str(small_data_dir))
+def test_a_finished_run_of_one_update_is_saved(at, settings, tmp_path):
+    settings(TRAINING_ITERS=200)
     assert 0 <= rnn_mnist.main() <= 1
     assert saved_in(tmp_path, updates=1)
 
@@ -223,33 +262,18 @@ def test_a_handler_that_is_not_pythons_is_left_alone(monkeypatch):
         assert not signals
 
 
-def test_main_runs_in_another_thread_which_may_not_handle_signals(settings, small_data_dir,
-                                                                  tmp_path):
-    settings(**QUICK, DATA_DIR=str(small_data_dir))
+def test_main_runs_in_another_thread_which_may_not_handle_signals(at, tmp_path):
     accuracies = []
     thread = threading.Thread(target=lambda: accuracies.append(rnn_mnist.main()))
     thread.start()
     thread.join()
-    assert accuracies[0] > 0 and saved_in(tmp_path, updates=29)
+    assert accuracies[0] > 0 and saved_in(tmp_path, updates=21)
 
 
 # signals to processes
 
 
-@posix
-@pytest.mark.slow
-def test_a_process_ends_by_the_signal_and_keeps_what_was_learned(tmp_path, small_data_dir):
-    """By SIGTERM here; by SIGINT and SIGHUP below, from a terminal."""
-    process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
-    assert process.stdout.readline().startswith("Iter 1000, ")
-    process.send_signal(signal.SIGTERM)
-    status, out, err = end(process)
-    assert status == -signal.SIGTERM and quiet(err)  # a shell shows 143
-    assert "Training ended by SIGTERM at Iter " in err
-    assert "Optimization Finished!" not in out and TESTED.search(out) and saved_in(tmp_path)
-
-
-def start_at_a_terminal(path, ignored=(), **more):
+def start_at_a_terminal(path, **more):
     """Starts a run on a new terminal of its own; returns the process and the other end."""
     import fcntl
     import termios
@@ -257,8 +281,6 @@ def start_at_a_terminal(path, ignored=(), **more):
     def own_terminal():
         usual_signals()
         fcntl.ioctl(1, termios.TIOCSCTTY, 0)
-        for number in ignored:
-            signal.signal(number, signal.SIG_IGN)
 
     ours, theirs = os.openpty()
     process = start(path, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
@@ -283,7 +305,6 @@ def read_until(terminal, text):
 
 
 @posix
-@pytest.mark.slow
 def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell(tmp_path, small_data_dir):
     path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
     loop = f"for n in 1 2 3; do echo run $n; {sys.executable} {path.name}; done; echo went on"
@@ -296,51 +317,108 @@ def test_ctrl_c_at_a_terminal_ends_a_loop_of_the_shell(tmp_path, small_data_dir)
     assert quiet(shown) and saved_in(tmp_path)
 
 
-POOL = """
-import concurrent.futures, multiprocessing, os, sys
+@posix
+def test_a_terminal_that_closes_loses_nothing(tmp_path, small_data_dir):
+    path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+    process, terminal = start_at_a_terminal(path)
+    read_until(terminal, b"Iter 1000, ")
+    os.close(terminal)  # sends SIGHUP, twice; from now on nothing can be written
+    assert process.wait(timeout=TIMEOUT) == -signal.SIGHUP
+    assert saved_in(tmp_path)
 
-def work():
-    import rnn_mnist
-    print("worker", os.getpid(), file=sys.stderr, flush=True)
+
+def read_log(process, last):
+    """Returns what a process prints up to a line that begins with `last`."""
+    lines = [process.stdout.readline()]
+    while not lines[-1].startswith(last):
+        assert lines[-1], process.communicate()
+        lines.append(process.stdout.readline())
+    return lines
+
+
+POOL = """
+import concurrent.futures, multiprocessing, os
+import rnn_mnist
+
+def work(n_steps, iters):
+    print("worker", os.getpid(), "trains on", iters, flush=True)
+    rnn_mnist.N_STEPS, rnn_mnist.TRAINING_ITERS = n_steps, iters
     return rnn_mnist.main()
 
 if __name__ == "__main__":
     spawn = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=spawn) as pool:
-        print(repr(pool.submit(work).exception()))
+        for future in [pool.submit(work, *point) for point in ((5, 301), (4, 301), (4, 10**9))]:
+            print("answer", repr(future.exception() or future.result()), flush=True)
 """
 
 
 @posix
-@pytest.mark.slow
-def test_sigterm_ends_a_worker_of_a_pool(tmp_path, small_data_dir):
-    """Else the pool's other end would wait for ever."""
-    script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+def test_a_pool_gets_an_answer_for_each_of_its_points(tmp_path, small_data_dir):
+    """Also where SIGTERM ends its worker: else the pool's other end would wait for ever."""
+    script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
     (tmp_path / "pool.py").write_text(POOL)
     process = start(tmp_path / "pool.py", environment(PYTHONPATH=str(tmp_path)))
-    while not (line := process.stderr.readline()).startswith("worker "):
-        assert line, process.communicate()
-    assert process.stdout.readline().startswith("Iter 1000, ")
-    os.kill(int(line.split()[1]), signal.SIGTERM)
+    shown = read_log(process, "Iter 1000, ")  # of the last, which only a signal ends
+    _, _, worker = [line for line in shown if line.startswith("worker ")]
+    os.kill(int(worker.split()[1]), signal.SIGTERM)
     status, out, err = end(process)
-    assert status == 0 and "BrokenProcessPool" in out and "all 300 images" in out, err
-    assert saved_in(tmp_path)
+    refused, accuracy, broken = re.findall("^answer (.*)$", "".join(shown) + out, re.MULTILINE)
+    assert status == 0 and "BrokenProcessPool" in broken and "all 300 images" in out, err
+    assert refused.startswith("TrainingError('N_STEPS = 5 times N_INPUT = 196 must be 784, ")
+    assert 0 < float(accuracy) < 1 and saved_in(tmp_path)
+
+
+NEAR_LIMIT = """
+import builtins, resource
+to_come = [True]
+
+def print(*arguments, **more):
+    builtins.print(*arguments, **more)
+    if to_come:  # this is the first line: something is learned
+        to_come.pop()
+        _, hard = resource.getrlimit(resource.RLIMIT_CPU)
+        resource.setrlimit(resource.RLIMIT_CPU, (int(time.process_time()) + 1, hard))
+"""  # as by ulimit -S -t
 
 
 @posix
-@pytest.mark.slow
-@pytest.mark.parametrize("ignored", [False, True], ids=["hangup", "disowned"])
-def test_a_terminal_that_closes_loses_nothing(tmp_path, small_data_dir, ignored):
-    path = script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
-    process, terminal = start_at_a_terminal(path, [signal.SIGHUP] * ignored)
-    read_until(terminal, b"Iter 1000, ")
-    os.close(terminal)  # sends SIGHUP; from now on nothing can be written
-    assert process.wait(timeout=TIMEOUT) == (1 if ignored else -signal.SIGHUP)
-    assert saved_in(tmp_path)
+def test_a_limit_of_processor_time_loses_nothing(tmp_path, small_data_dir):
+    """As with any signal, the process ends by it, and so shows which one it was."""
+    status, out, err = run(script(tmp_path, NEAR_LIMIT, **LONG, DATA_DIR=str(small_data_dir)))
+    assert status == -signal.SIGXCPU and quiet(err)
+    assert "Training ended by SIGXCPU at Iter " in err
+    assert "Optimization Finished!" not in out and TESTED.search(out) and saved_in(tmp_path)
+
+
+UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+LOOP = """
+import rnn_mnist
+
+for run in range(3):
+    print("run", run, flush=True)
+    rnn_mnist.main()
+"""
+
+
+@pytest.mark.skipif(
+    not shutil.which("unshare")
+    or subprocess.run([*UNSHARE, "true"], capture_output=True).returncode != 0,
+    reason="a process 1 of one's own needs Linux and the right to it")
+def test_process_1_of_a_container_ends_by_a_status_that_says_which_signal(tmp_path, small_data_dir):
+    script(tmp_path, **LONG, DATA_DIR=str(small_data_dir))
+    (tmp_path / "loop.py").write_text(LOOP)
+    process = start(tmp_path / "loop.py", command=[*UNSHARE, sys.executable, "loop.py"])
+    read_log(process, "Iter 1000, ")
+    child = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], text=True,
+                           capture_output=True, check=True).stdout
+    os.kill(int(child), signal.SIGTERM)
+    status, out, err = end(process)
+    assert status == 128 + signal.SIGTERM and TESTED.search(out) and "run 1" not in out, err
+    assert "Traceback" not in err and saved_in(tmp_path)
 
 
 @posix
-@pytest.mark.slow
 def test_a_signal_while_libraries_load_ends_that(tmp_path):
     path = script(tmp_path)
     (tmp_path / "keras.py").write_text("import pauses; pauses.pause()")  # the first of them
@@ -351,7 +429,6 @@ def test_a_signal_while_libraries_load_ends_that(tmp_path):
     assert status == -signal.SIGINT and out == "" and "UCI" not in err  # Python's own end
 
 
-@pytest.mark.slow
 def test_libraries_are_loaded_once_also_if_that_fails(tmp_path):
     path = script(tmp_path)
     (tmp_path / "keras.py").write_text(
@@ -366,7 +443,6 @@ def test_libraries_are_loaded_once_also_if_that_fails(tmp_path):
 
 
 @posix
-@pytest.mark.slow
 def test_a_closed_pipe_ends_the_run_quietly(tmp_path, small_data_dir):
     """As `| head -3` does."""
     process = start(script(tmp_path, **LONG, DATA_DIR=str(small_data_dir)))
@@ -379,53 +455,28 @@ def test_a_closed_pipe_ends_the_run_quietly(tmp_path, small_data_dir):
     assert saved_in(tmp_path)
 
 
-@posix
-@pytest.mark.slow
-def test_ctrl_c_that_also_ends_what_reads_the_log_is_a_ctrl_c(tmp_path, small_data_dir):
-    """As it does with `| tee log`: the run meets both, and which one first is chance."""
-    path = script(tmp_path, PAUSE_AT_EACH_LINE, **LONG, DISPLAY_STEP=7,
-                  DATA_DIR=str(small_data_dir))
-    process = start(path)
-    wait_for_pause(process)
-    process.send_signal(signal.SIGINT)
-    process.stdout.close()
-    process.stdout = None
-    status, _, err = go_on(process)
-    assert status == -signal.SIGINT and quiet(err)
-    assert "Training ended by SIGINT at Iter 700 " in err and saved_in(tmp_path, updates=7)
-
-
 full = pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the full disk of Linux")
 
 
 @full
-@pytest.mark.slow
-def test_a_full_disk_under_the_log_costs_only_that(tmp_path, small_data_dir):
-    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
-    with open("/dev/full", "w") as log:
-        status, _, err = run(path, stdout=log)
-    assert status == 1 and "Training ended at Iter 1000 " in err
-    assert "Traceback" not in err and "Exception" not in err
-    assert "OSError: " in err.splitlines()[-1]
+def test_a_full_disk_under_the_log_is_said_and_costs_only_that(at, monkeypatch, tmp_path, capsys):
+    with contextlib.suppress(OSError), open("/dev/full", "w") as log:
+        monkeypatch.setattr(sys, "stdout", log)
+        with pytest.raises(OSError):
+            rnn_mnist.main()
+    assert "Training ended at Iter 1000 " in capsys.readouterr().err
     assert saved_in(tmp_path, updates=10)
 
 
-@full
-@pytest.mark.slow
-def test_a_full_disk_under_the_messages_costs_only_those(tmp_path, small_data_dir, usual_log):
-    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))
-    with open("/dev/full", "w") as messages:
-        status, out, _ = run(path, environment(PYTHONUNBUFFERED="1"), stderr=messages)
-    assert (status, out) == (0, usual_log) and saved_in(tmp_path, updates=29)
-
-
-def test_with_standard_error_closed_standard_output_is_the_log_alone(settings, monkeypatch, capsys,
-                                                                     small_data_dir):
-    monkeypatch.setattr(sys, "stderr", None)  # so Python has it after `2>&-`
-    settings(**QUICK, DATA_DIR=str(small_data_dir), MODEL_PATH=None)
-    assert 0 <= rnn_mnist.main() <= 1
+@pytest.mark.parametrize("path", [None, pytest.param("/dev/full", marks=full)])
+def test_messages_that_nobody_can_read_leave_the_log_as_it_is(at, monkeypatch, tmp_path, capsys,
+                                                              path):
+    with contextlib.suppress(OSError), open(path, "w") if path else contextlib.nullcontext() as messages:
+        monkeypatch.setattr(sys, "stderr", messages)  # None so Python has it after `2>&-`
+        assert 0 <= rnn_mnist.main() <= 1
     out = capsys.readouterr().out
     assert out.startswith("Iter 1000, ") and TESTED.search(out) and len(out.splitlines()) == 5
+    assert saved_in(tmp_path, updates=21)
 
 
 # arguments, and what else ends the script itself: `__main__`, in this process
@@ -464,6 +515,18 @@ def test_what_can_not_be_trained_is_a_sentence_and_status_1(as_script):
 def test_a_file_that_cannot_be_read_is_told(as_script):
     message = as_script(before_main="def main(): open('nothing here')")
     assert "nothing here" in message and len(message.splitlines()) == 1
+
+
+@full
+def test_what_a_full_disk_has_not_taken_is_not_tried_again_as_python_ends(as_script, monkeypatch):
+    """Which would complain, and make the status 120."""
+    streams = open("/dev/full", "w"), open("/dev/full", "w")
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    message = as_script(before_main="def main(): sys.stderr.write('in'); print('log', flush=True)")
+    assert isinstance(message, str)  # so the status is 1
+    for stream in streams:
+        stream.close()  # writes what is left: nowhere now
 
 
 def test_a_bug_is_no_sentence(as_script):

@@ -16,20 +16,21 @@ import pytest
 import tensorflow as tf
 
 import rnn_mnist
+from conftest import QUICK, run, script
 
-UPDATES = 14  # more than the ten of an epoch
-SIZES = dict(N_STEPS=6, N_INPUT=5, N_HIDDEN=8, N_CLASSES=4, BATCH_SIZE=16, DISPLAY_STEP=UPDATES,
+UPDATES = 5  # more than the four of an epoch
+SIZES = dict(N_STEPS=4, N_INPUT=5, N_HIDDEN=8, N_CLASSES=4, BATCH_SIZE=16, DISPLAY_STEP=UPDATES,
              TRAINING_ITERS=16 * (UPDATES + 1))
 CROSS_ENTROPY = "sparse_categorical_crossentropy"
 
 
 def numbers():
     generator = np.random.default_rng(0)
-    sequences = generator.random([160, 6, 5], np.float32) - np.float32(0.3)
+    sequences = generator.random([64, 4, 5], np.float32) - np.float32(0.3)
     sequences[::3, -2:] = 0  # for a layer that masks
     # of the values at two timesteps, so that there is something to learn
-    labels = (sequences[:, 1, 0] > 0.2) + 2 * (sequences[:, 4, 1] > 0)
-    return (sequences, labels), (sequences[:150], labels[:150]), "numbers"
+    labels = (sequences[:, 1, 0] > 0.2) + 2 * (sequences[:, 3, 1] > 0)
+    return (sequences, labels), (sequences[:50], labels[:50]), "numbers"
 
 
 # the layers of the network as it stands, with options
@@ -52,7 +53,7 @@ def adam(rate=0.01, **options):
 
 
 def sequential(*layers, optimizer=None, loss=CROSS_ENTROPY, metrics=("accuracy",), **options):
-    model = keras.Sequential([keras.Input([6, 5]), *layers])
+    model = keras.Sequential([keras.Input([4, 5]), *layers])
     model.compile(optimizer or adam(), loss=loss, metrics=[*metrics], **options)
     return model
 
@@ -72,7 +73,7 @@ def frozen():
 
 
 def functional():
-    inputs = keras.Input([6, 5])
+    inputs = keras.Input([4, 5])
     rows = dense()(inputs)
     both = keras.layers.Concatenate()([lstm()(rows), keras.layers.GRU(8)(rows)])
     model = keras.Model(inputs, out()(both))
@@ -182,7 +183,7 @@ NETWORKS = {
     "written": written,
 }
 BY_SHORT_WAY = [*[*NETWORKS][:[*NETWORKS].index("a constraint")], "no forget bias"]
-QUICK_ONES = ["as it stands", "a ReLU projection", "a GRU", "functional", "regularized weights"]
+QUICK_ONES = ["as it stands", "a GRU"]
 RANDOM = {  # networks that draw at random as they train, by how much they do
     "dropout": lambda rate: sequential(dense(), lstm(), layers.Dropout(rate), out()),
     "dropout in the LSTM": lambda rate: sequential(dense(), lstm(dropout=rate), out()),
@@ -214,7 +215,7 @@ def train_by_main(settings, monkeypatch, capsys, build, traced=True):
         assert 0 <= rnn_mnist.main() <= 1
     log = capsys.readouterr().out
     line, = re.findall(r"Minibatch Loss= (\S+), Training Accuracy= (\S+)", log)
-    accuracy = re.search(r"all 150 sequences: (\S+)", log)[1]
+    accuracy = re.search(r"all 50 sequences: (\S+)", log)[1]
     return *first, [*map(float, line)], float(accuracy)
 
 
@@ -222,7 +223,7 @@ def train_by_keras(build, weights):
     """Returns the network after as many updates by train_on_batch, and the last minibatch."""
     keras.utils.set_random_seed(1)
     model = build()
-    model(keras.Input([6, 5]))
+    model(keras.Input([4, 5]))
     model.set_weights(weights)
     batches = rnn_mnist.minibatches(*numbers()[0])
     with eagerly():
@@ -260,9 +261,9 @@ def assert_saved_as_printed(accuracy):
     sequences, labels = numbers()[1]
     saved = keras.models.load_model("rnn_mnist.keras")
     predicted = np.argmax(saved(sequences, training=False), axis=1)
-    # both are float32 means of the same 150; float32 outputs of several batch sizes may put one
-    # near-tie on the other side, 1 / 150, which no other network would come as near as
-    assert accuracy == pytest.approx(np.mean(predicted == labels), abs=0.007)
+    # both are float32 means of the same 50; float32 outputs of several batch sizes may put one
+    # near-tie on the other side, 1 / 50
+    assert accuracy == pytest.approx(np.mean(predicted == labels), abs=0.021)
     return saved
 
 
@@ -273,7 +274,7 @@ def test_the_network_you_write_is_the_one_that_trains(settings, cpu, monkeypatch
         settings, monkeypatch, capsys, NETWORKS[name], traced=name in BY_SHORT_WAY + QUICK_ONES)
     assert rnn_mnist.has_short_way(model) == (name in BY_SHORT_WAY)
     reference, batch = train_by_keras(NETWORKS[name], weights)
-    # float32's rounding, in other orders, through 14 updates; half precision rounds to 1e-3
+    # float32's rounding, in other orders, through some updates; half precision rounds to 1e-3
     rounding = 1e-2 if name == "half precision" else 1e-3
     assert distance(model, reference) < rounding
     assert line == pytest.approx(evaluated(model, batch), rel=rounding)
@@ -314,7 +315,7 @@ class OwnStep(keras.Sequential):
 
 
 def own_step():
-    model = OwnStep([keras.Input([6, 5]), lstm(), out()])
+    model = OwnStep([keras.Input([4, 5]), lstm(), out()])
     model.compile(keras.optimizers.SGD(0.5), loss=CROSS_ENTROPY)
     return model
 
@@ -337,6 +338,34 @@ def test_a_training_is_what_fit_would_make_of_it(settings, cpu, monkeypatch, cap
         assert line[0] == pytest.approx(float(tested), rel=1e-3)
         with pytest.raises(ValueError), eagerly():
             reference.train_on_batch(*seen[0])  # which would be a step without the script
+
+
+STRATEGY = """
+tf.config.experimental.enable_op_determinism()  # which no process can switch off again
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], 2 * [tf.config.LogicalDeviceConfiguration()])
+original = build_model
+
+def build_model():
+    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+        return original()
+"""
+
+
+@pytest.mark.slow
+def test_a_strategy_of_tf_distribute_trains_on_two_devices(settings, tmp_path, small_data_dir,
+                                                           usual_log):
+    """With deterministic operations switched on as well."""
+    status, out, err = run(script(tmp_path, STRATEGY, **QUICK, DATA_DIR=str(small_data_dir)))
+    assert status == 0, err
+    lines, usual = out.splitlines(), usual_log.splitlines()
+    loss, other = (float(line.split()[4].rstrip(",")) for line in (lines[0], usual[0]))
+    assert loss == pytest.approx(other, rel=1e-3)  # the same weights; the mean of two means rounds
+    saved = keras.models.load_model(tmp_path / "rnn_mnist.keras")
+    settings(**QUICK, DATA_DIR=str(small_data_dir))
+    _, (sequences, labels), _ = rnn_mnist.load_data()
+    right = saved.predict(sequences, verbose=0).argmax(axis=1) == labels
+    assert lines[-1] == f"Testing Accuracy, all 300 images: {right.mean(dtype=np.float32)!s}"
 
 
 # what is looked at stays as it was
@@ -383,14 +412,14 @@ def test_what_is_no_model_is_told(settings, refusal, build):
 
 def test_a_network_that_is_not_compiled_has_keras_own_words(settings, tmp_path):
     settings(**SIZES, load_data=numbers, build_model=lambda: keras.Sequential(
-        [keras.Input([6, 5]), dense(), lstm(), out()]))
+        [keras.Input([4, 5]), dense(), lstm(), out()]))
     with pytest.raises(ValueError):
         rnn_mnist.main()
     assert not list(tmp_path.iterdir())
 
 
 def two_outputs():
-    inputs = keras.Input([6, 5])
+    inputs = keras.Input([4, 5])
     model = keras.Model(inputs, [out()(lstm()(inputs)), lstm()(inputs)])
     model.compile(adam(), loss=[CROSS_ENTROPY, None])
     return model
@@ -399,7 +428,7 @@ def two_outputs():
 @pytest.mark.parametrize("build, part", [
     (lambda: sequential(lstm(), dense(3, "softmax")), "(None, 3)"),
     (lambda: sequential(lstm(), dense(1, "sigmoid"), loss="binary_crossentropy"), "(None, 1)"),
-    (lambda: sequential(lstm(return_sequences=True), out()), "(None, 6, 4)"),
+    (lambda: sequential(lstm(return_sequences=True), out()), "(None, 4, 4)"),
     (two_outputs, "N_CLASSES")], ids=["classes", "sigmoid", "every timestep", "two outputs"])
 def test_outputs_of_another_shape_are_told(settings, refusal, build, part):
     settings(**SIZES, build_model=build, load_data=numbers)
@@ -416,7 +445,7 @@ class Lossless(OwnStep):
 
 def test_what_can_not_be_measured_leaves_the_earlier_model(settings, tmp_path):
     def build_model():
-        model = Lossless([keras.Input([6, 5]), lstm(), out()])
+        model = Lossless([keras.Input([4, 5]), lstm(), out()])
         model.compile("adam", loss=CROSS_ENTROPY)
         return model
 

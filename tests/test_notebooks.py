@@ -154,7 +154,8 @@ def test_an_interrupt_while_data_is_fetched_leaves_the_kernel_alive(tmp_path, ke
             manager.interrupt_kernel()
 
         threading.Thread(target=interrupt, daemon=True).start()
-        status, out, _, name = run_cell(client, cell)
-    assert status == "error" and name == "KeyboardInterrupt" and out == ""
+        status, out, err, name = run_cell(client, cell)
+    assert status == "error" and name == "KeyboardInterrupt" and out == "" and "UCI" not in err
+    assert not (tmp_path / "data").exists()  # no litter
     restore = "requests.get = get; os.environ.clear(); os.environ.update(before)"
     assert run_cell(client, restore)[0] == "ok"

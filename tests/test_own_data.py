@@ -47,6 +47,7 @@ def test_three_classes_and_forty_sequences_will_do(settings, capsys):
     assert accuracies(out)[1] == pytest.approx(np.mean(probabilities.argmax(axis=1) == labels))
 
 
+@pytest.mark.slow
 def test_uci_digits_train_as_they_are(settings, tmp_path, capsys):
     """Eight timesteps of eight values, from a CSV file as people have them, never scaled."""
     with np.load(ROOT / "uci_digits.npz") as digits:

@@ -15,6 +15,9 @@ import tensorflow as tf
 import rnn_mnist
 from conftest import QUICK, end, environment, full_disk, posix, script, start
 
+pytestmark = pytest.mark.usefixtures("untraced")
+
+
 # whatever keeps a model from its place, it is saved elsewhere
 
 
@@ -90,6 +93,11 @@ def test_two_models_without_a_place_are_both_rescued(settings, elsewhere):
     settings(MODEL_PATH=os.path.join(__file__, "model.keras"))
     assert save() and save()
     assert len(list(elsewhere.iterdir())) == 2
+
+
+def test_runs_at_once_have_names_of_their_own():
+    names = [rnn_mnist.run_name() for _ in range(2)]
+    assert names[0] != names[1] and str(os.getpid()) in names[0]
 
 
 @posix
@@ -273,7 +281,7 @@ def test_saved_model_stands_alone(settings):
     model = keras.models.load_model("digits-uci_digits.keras")
     hidden, lstm, out = model.layers
     assert (hidden.name, type(lstm), out.name) == ("hidden", keras.layers.LSTM, "out")
-    assert int(model.optimizer.iterations) == 29  # Adam's state is there to go on from
+    assert int(model.optimizer.iterations) == 21  # Adam's state is there to go on from
     _, (sequences, labels), _ = rnn_mnist.load_data()
     probabilities = model.predict(sequences, verbose=0)
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)  # float32 sums of ten
@@ -281,6 +289,19 @@ def test_saved_model_stands_alone(settings):
     network = rnn_mnist.faster(model)
     expected = map(float, rnn_mnist.measure(model, network, sequences, labels.astype(np.int64)))
     assert [loss, accuracy] == pytest.approx([*expected], rel=1e-5)  # Keras adds up parts of 32
+
+
+def test_a_network_without_an_input_is_saved_for_any_batch_size(settings):
+    def build_model():
+        model = keras.Sequential([keras.layers.LSTM(8), keras.layers.Dense(10, "softmax")])
+        model.compile("adam", "sparse_categorical_crossentropy")
+        return model
+
+    settings(**QUICK, build_model=build_model)
+    rnn_mnist.main()
+    saved = keras.models.load_model("rnn_mnist-uci_digits.keras")
+    assert saved.input_shape == (None, 4, 196)
+    assert saved(np.zeros([3, 4, 196], np.float32)).shape == (3, 10)
 
 
 # save first, then speak
@@ -294,7 +315,7 @@ def test_the_model_is_saved_before_anything_is_tested_or_said(settings, monkeypa
         out, err = capsys.readouterr()
         assert "Testing" not in out and str(tmp_path / "rnn_mnist.keras") in err
         saved = keras.models.load_model("rnn_mnist.keras")
-        assert int(saved.optimizer.iterations) == 29
+        assert int(saved.optimizer.iterations) == 21
         return test(model, *arguments)
 
     monkeypatch.setattr(rnn_mnist, "test", check)
@@ -319,7 +340,7 @@ def test_what_fails_while_speaking_costs_no_model(settings, monkeypatch, small_d
     settings(**QUICK, DATA_DIR=str(small_data_dir))
     with pytest.raises(OSError, match="no space"):
         rnn_mnist.main()
-    assert int(keras.models.load_model("rnn_mnist.keras").optimizer.iterations) == 29
+    assert int(keras.models.load_model("rnn_mnist.keras").optimizer.iterations) == 21
 
 
 @pytest.mark.parametrize("place", ["training", "testing"])
@@ -341,7 +362,7 @@ def test_a_bug_keeps_its_traceback_and_costs_no_model(settings, monkeypatch, sma
     assert "Testing Accuracy" not in out
     assert ("Optimization Finished!" in out) == (place == "testing")
     made = int(keras.models.load_model("rnn_mnist.keras").optimizer.iterations)
-    assert made == (20 if place == "training" else 29)
+    assert made == (20 if place == "training" else 21)
     assert f"Training ended at Iter {made * 100} " in err
 
 

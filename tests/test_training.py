@@ -62,15 +62,20 @@ def test_log_shows_the_minibatch_with_the_updated_weights(settings, monkeypatch,
 
 
 def test_a_line_of_the_log_is_there_when_it_is_printed(settings, monkeypatch, tmp_path):
-    settings(N_STEPS=1, N_INPUT=1, N_HIDDEN=1, TRAINING_ITERS=500, DISPLAY_STEP=1)
+    zeros = np.zeros([200, 1, 1]), np.zeros(200, int)
+    settings(N_STEPS=1, N_INPUT=1, N_HIDDEN=1, TRAINING_ITERS=500, DISPLAY_STEP=1,
+             load_data=lambda: (zeros, zeros, "zeros"))
     there = []
-    measure = rnn_mnist.measure
-    monkeypatch.setattr(rnn_mnist, "measure", lambda *arguments: there.append(
-        len((tmp_path / "log").read_text().splitlines())) or measure(*arguments))
+    for name in ("measure", "test"):
+        function = getattr(rnn_mnist, name)
+        monkeypatch.setattr(rnn_mnist, name, lambda *arguments, function=function: there.append(
+            len((tmp_path / "log").read_text().splitlines())) or function(*arguments))
     with open(tmp_path / "log", "w", buffering=10**6) as log:  # which would hold a thousand lines
         monkeypatch.setattr(sys, "stdout", log)
-        train(rnn_mnist.build_model(), np.zeros([200, 1, 1], np.float32), np.zeros(200, np.int64))
-    assert there == [0, 0, 1, 2, 3]  # after the first update, before each line, after the last
+        rnn_mnist.main()
+        assert len((tmp_path / "log").read_text().splitlines()) == 6
+    # after the first update, before each line, after the last, and when all are there
+    assert there == [0, 0, 1, 2, 3, 4]
 
 
 def test_standard_output_is_the_log_alone(settings, monkeypatch, small_data_dir, capfd):
@@ -83,8 +88,8 @@ def test_standard_output_is_the_log_alone(settings, monkeypatch, small_data_dir,
     assert finished == "Optimization Finished!"
     assert re.fullmatch(r"Testing Accuracy: 0\.\d+", of_first)
     assert re.fullmatch(r"Testing Accuracy, all 300 images: 0\.\d+", of_all)
-    assert "MNIST: 600 to train on, 300 to test; 29 updates by minibatches of 100." in err
-    assert re.search(r"Training ended at Iter 2900 after \d+\.\d s\.", err)
+    assert "MNIST: 600 to train on, 300 to test; 21 updates by minibatches of 100." in err
+    assert re.search(r"Training ended at Iter 2100 after \d+\.\d s\.", err)
 
 
 # seeds
@@ -160,10 +165,10 @@ def test_a_test_set_below_test_len_is_tested_whole(settings, capsys):
 # divergence
 
 
-@pytest.mark.parametrize("display_step, seen", [(1, 100), (10, 1000), (1000, 2900)],
+@pytest.mark.parametrize("display_step, seen", [(1, 100), (10, 1000), (1000, 2100)],
                          ids=["at the first line", "seen in the log", "between its lines"])
-def test_a_diverged_training_stops_and_saves_nothing(settings, small_data_dir, tmp_path, capsys,
-                                                     display_step, seen):
+def test_a_diverged_training_stops_and_saves_nothing(settings, untraced, small_data_dir, tmp_path,
+                                                     capsys, display_step, seen):
     """At Iter 100 the loss alone is nan: the weights are near 1e30, and still finite."""
     (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
     settings(**QUICK, LEARNING_RATE=1e30, DISPLAY_STEP=display_step, DATA_DIR=str(small_data_dir))
@@ -241,7 +246,7 @@ def test_curves_are_event_files_of_their_own_for_each_run(settings, small_data_d
             expected = [float(row[column]) for row in shown]
             assert [value for _, value in points[name]] == pytest.approx(expected, abs=rounding)
         (step, accuracy), = points["test accuracy"]
-        assert step == 2900 and f"all 300 images: {np.float32(accuracy)!s}\n" in log
+        assert step == 2100 and f"all 300 images: {np.float32(accuracy)!s}\n" in log
 
 
 # whole runs, each a process

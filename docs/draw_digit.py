@@ -17,7 +17,9 @@ from PIL import Image, ImageDraw
 
 import read_digit
 
-WHY = """The network knows ten digits and nothing else: a heart or a T is a digit to it, too. And it
+WHY = """The blue beside a row is how probable each digit was once that row had been read.
+
+The network knows ten digits and nothing else: a heart or a T is a digit to it, too. And it
 knows only how MNIST's writers wrote. Their 1 is mostly one slanted stroke, so a 1 with a hook and a
 foot, or a neat straight 7, may look like none of theirs and be taken for another digit."""
 
@@ -201,8 +203,8 @@ def reader(model):
         guesses = every_row.argmax(axis=1)[image.any(axis=1).argmax():]  # those above saw nothing
         changes = guesses[np.append(True, guesses[1:] != guesses[:-1])]
         return sentence, figure(image, every_row, probabilities), (
-            "Its answer did not change from row to row." if len(changes) == 1 else
-            f"From row to row its answer changed: {', '.join(map(str, changes))}.")
+            "Its answer was the same from the first inked row on." if len(changes) == 1 else
+            f"From the first inked row on, it answered {', '.join(map(str, changes))}.")
 
     return read
 

@@ -7,11 +7,13 @@ in it. Its functions find the digit in docs/draw_digit.py, too, and ask the netw
 """
 
 import os
+import pathlib
 import sys
 import warnings
 import zipfile
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # else TensorFlow starts with a page of messages
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+import rnn_mnist  # noqa: F401, a model may need functions that it defines; it also quiets TensorFlow
 import keras
 import numpy as np
 from PIL import Image, ImageOps
@@ -19,6 +21,7 @@ from scipy import ndimage
 from skimage import measure, morphology, transform
 
 MODEL = "rnn_mnist.keras"  # the file that rnn_mnist.py saved
+WITHOUT_MNIST = "rnn_mnist-uci_digits.keras"  # the file of a run that could not have MNIST
 
 
 class Unreadable(Exception):
@@ -34,14 +37,18 @@ def load_model(path=MODEL, steps=28):
     Each of the steps is a row; with 14 of them, for example, it is two of the image's 28.
     """
     other = "" if path != MODEL else ", or set MODEL in docs/read_digit.py to another model's file"
+    if path == MODEL and not os.path.exists(path) and os.path.exists(WITHOUT_MNIST):
+        path = WITHOUT_MNIST
+        print(f"There is no {MODEL}, so {path} reads, which saw fewer and other digits than MNIST's.",
+              file=sys.stderr)
     try:
         model = keras.models.load_model(path)
     except Exception as error:  # a broken file can fail in any way
         reason = str(error).partition("\n")[0]
         if os.path.exists(path) and not zipfile.is_zipfile(path):  # 'not found' to Keras
             reason = "The file is there, but it is empty, cut short or no .keras file."
-        raise Unreadable(f"{os.path.abspath(path)} can't be loaded: train it by python "
-                         f"rnn_mnist.py{other}. ({reason})") from error
+        raise Unreadable(f"{os.path.abspath(path)} can't be loaded: run rnn_mnist.py, which trains "
+                         f"it{other}. ({reason})") from error
     shapes = model.input_shape, model.output_shape
     if shapes != ((None, steps, 784 // steps), (None, 10)):
         raise Unreadable(f"{os.path.abspath(path)} makes {shapes[1]} of {shapes[0]}, not ten "
@@ -331,7 +338,7 @@ def read_picture(path):
 
 def main():
     if len(sys.argv) != 2:
-        sys.exit("It reads one picture: python docs/read_digit.py digit.png")
+        sys.exit("It reads one picture: put the name of its file behind docs/read_digit.py.")
     try:
         with warnings.catch_warnings(record=True) as notes:
             warnings.simplefilter("always")

@@ -52,7 +52,7 @@ chosen.sort(key=lambda index: labels[index])
 figure, axes = plt.subplots(2, 6, figsize=(10, 5), layout="constrained", width_ratios=[1.5, 1] * 3)
 for index, (digit, belief) in zip(chosen, axes.reshape(6, 2)):
     digit.imshow(images[index].reshape(28, 28), cmap="gray", aspect="auto")
-    digit.set(xticks=[], ylabel="rows read")
+    digit.set(xticks=[], yticks=[0, 6, 13, 20, 27], yticklabels=[1, 7, 14, 21, 28], ylabel="row")
     belief.imshow(probabilities[index], cmap="Blues", vmin=0, vmax=1, aspect="auto")
     belief.set(xticks=range(10), yticks=[])
     changed = guesses[index, start:] != np.append(-1, guesses[index, start:-1])

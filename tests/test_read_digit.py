@@ -3,7 +3,7 @@
 Of docs/what_it_sees.py and docs/draw_digit.py it tests what they share: asking after every row.
 """
 
-import importlib.util
+import shutil
 import subprocess
 import sys
 
@@ -12,13 +12,11 @@ import numpy as np
 import pytest
 
 import rnn_mnist
-from conftest import ROOT, TIMEOUT, environment
+from conftest import ROOT, TIMEOUT, environment, normalized, script
 
 Image, ImageDraw = map(pytest.importorskip, ("PIL.Image", "PIL.ImageDraw"))
-
-spec = importlib.util.spec_from_file_location("read_digit", ROOT / "docs" / "read_digit.py")
-read_digit = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(read_digit)
+pytest.importorskip("skimage")
+import read_digit
 
 DIGITS = 10
 
@@ -254,36 +252,22 @@ KINDS = [(centred, "png"), (light_on_dark, "bmp"), (tiny, "png"), (filling, "gif
          (in_whole_numbers, "tiff")]
 
 
-def normalized(images):
-    """Returns clean drawings as MNIST's makers would have put them: float32 [n, 28, 28], 0 to 1."""
-    large = (np.kron(image, np.ones([8, 8])).astype(np.float32) / 255 for image in images)
-    return np.stack([*map(read_digit.as_in_mnist, large)])
-
-
-@pytest.fixture(scope="module")
-def model():
-    """The network, trained for a while on the sample's digits, normalized as MNIST's are."""
-    (images, labels), _ = rnn_mnist.read_uci_digits()
-    keras.utils.set_random_seed(0)
-    model = rnn_mnist.build_model()
-    model.fit(normalized(images[..., 0]), labels, batch_size=32, epochs=10, verbose=0)
-    return model
-
-
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:It leaves out")
 @pytest.mark.parametrize("draw, ending", KINDS, ids=lambda value: getattr(value, "__name__", value))
-def test_a_picture_is_read_as_the_data_are(draw, ending, model, tmp_path):
-    images, labels = drawings()
+def test_a_picture_is_read_as_the_clean_drawing_of_its_digit(draw, ending, tmp_path):
+    drawn, _ = drawings()
     generator = np.random.default_rng(0)
-    pictures = []
-    for image in images:
-        picture, options = draw(image, generator)
+    read = []
+    for drawing in drawn:
+        picture, options = draw(drawing, generator)
         picture.save(tmp_path / f"digit.{ending}", **options)
-        pictures.append(read_digit.read_picture(tmp_path / f"digit.{ending}"))
-    right, of_data = (np.asarray(model(np.float32(x))).argmax(axis=1) == labels
-                      for x in (pictures, normalized(images)))
-    assert of_data.mean() > 0.85
-    assert right.mean() >= of_data.mean() - 0.1  # a tenth of ten is one digit
+        read.append(read_digit.read_picture(tmp_path / f"digit.{ending}"))
+    likeness = np.corrcoef(np.reshape(read, [DIGITS, 784]),
+                           normalized(drawn).reshape(DIGITS, 784))[:DIGITS, DIGITS:]
+    # none of the other drawings is more like it, though three digits are among them twice
+    found = (likeness.argmax(axis=1) == np.arange(DIGITS)) & (likeness.diagonal() > 0.75)
+    assert np.count_nonzero(found) >= DIGITS - 1
 
 
 def test_the_digit_is_where_mnist_has_it():
@@ -449,9 +433,9 @@ def test_a_network_that_takes_all_rows_at_once_is_told(layers):
 
 
 @pytest.mark.slow
-def test_the_command_prints_a_digit_and_its_probability(model, tmp_path, monkeypatch):
+def test_the_command_prints_a_digit_and_its_probability(trained_file, tmp_path, monkeypatch):
     images, labels = drawings()
-    probabilities = np.asarray(model(normalized(images)))
+    probabilities = np.asarray(keras.models.load_model(trained_file)(normalized(images)))
     clearest = probabilities[np.arange(DIGITS), labels].argmax()
     photo(images[clearest], np.random.default_rng(0))[0].save(tmp_path / "digit.jpg")
     monkeypatch.chdir(tmp_path)
@@ -461,9 +445,18 @@ def test_the_command_prints_a_digit_and_its_probability(model, tmp_path, monkeyp
         with pytest.raises(SystemExit, match=sentence) as end:  # to standard error, with status 1
             read_digit.main()
         assert "\n" not in end.value.code
-    model.save("rnn_mnist.keras")
-    answer = subprocess.run([sys.executable, ROOT / "docs" / "read_digit.py", "digit.jpg"],
+    # of a run without MNIST, with a function of one's own in it
+    mine = "@keras.saving.register_keras_serializable()\ndef mine(rows):\n    return rows"
+    variables = {"keras": keras}
+    exec(mine, variables)
+    model = keras.models.load_model(trained_file)
+    model.layers[0].activation = variables["mine"]
+    model.save("rnn_mnist-uci_digits.keras")
+    script(tmp_path, mine)
+    (tmp_path / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "read_digit.py", "docs")
+    answer = subprocess.run([sys.executable, "docs/read_digit.py", "digit.jpg"],
                             env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
-    assert answer.returncode == 0, answer.stderr
+    assert answer.returncode == 0 and "rnn_mnist-uci_digits.keras reads" in answer.stderr, answer
     digit, probability = answer.stdout.removesuffix("\n").split(", with probability ")
     assert int(digit) == labels[clearest] and 0.5 < float(probability) <= 1

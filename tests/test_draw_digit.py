@@ -221,9 +221,11 @@ def test_it_can_be_seen_in_forced_colours_and_printed(new_page):
     assert dark < 50 and light > 200
     page = new_page(1000, 600, color_scheme="dark")
     page.emulate_media(media="print")
-    colours = page.evaluate("""[...document.querySelectorAll("h1, p, text")].map(
-        each => getComputedStyle(each).color)""")
-    assert len(colours) > 20 and {*colours} == {"rgb(0, 0, 0)"}
+    page.wait_for_function("""() => {  // for the page may still be fading from one to the other
+        const texts = [...document.querySelectorAll("h1, p, text")];
+        return texts.length > 20
+            && texts.every(each => getComputedStyle(each).color === "rgb(0, 0, 0)");
+    }""")
 
 
 def test_it_can_be_heard_and_the_keyboard_stops_at_what_can_be_pressed(page):

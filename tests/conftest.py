@@ -27,13 +27,13 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]
 
+import rnn_mnist  # before TensorFlow, since it chooses Keras's backend
 import small_mnist
-import rnn_mnist
+import tensorflow as tf
 
 # an address where nothing listens stands for a network that is down
 NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")

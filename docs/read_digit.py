@@ -28,6 +28,10 @@ class Unreadable(Exception):
     """A sentence for whoever gave the picture or the model: what is wrong, and what to do."""
 
 
+class LeftOut(UserWarning):
+    """A sentence on what beside the digit is left out."""
+
+
 # the network
 
 
@@ -295,7 +299,8 @@ def digit_of(*inks):
                 raise Unreadable("shows more than one thing that may be the digit: leave one in it")
             others.append(part)
     if others:
-        warnings.warn(f"It leaves out {len(others)} smaller or thicker things beside the digit.")
+        warnings.warn(f"It leaves out {len(others)} smaller or thicker things beside the digit.",
+                      LeftOut)
     ink = inks[int(largest.intensity_max) - 1]
     ink = np.where(where(own, shape, reach=2), ink, 0)  # grey edges
     return with_thick_strokes(ink.astype(np.float32))
@@ -341,7 +346,8 @@ def main():
         sys.exit("It reads one picture: put the name of its file behind docs/read_digit.py.")
     try:
         with warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always")
+            warnings.simplefilter("ignore")  # what libraries say to programmers
+            warnings.simplefilter("always", LeftOut)
             image = read_picture(sys.argv[1])
         model = load_model()
     except Unreadable as error:

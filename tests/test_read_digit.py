@@ -6,6 +6,7 @@ Of docs/what_it_sees.py and docs/draw_digit.py it tests what they share: asking 
 import shutil
 import subprocess
 import sys
+import warnings
 
 import keras
 import numpy as np
@@ -346,6 +347,24 @@ def test_what_is_left_out_is_said():
     assert not ink[:, 250:].any()
     with pytest.raises(read_digit.Unreadable, match="more than one thing"):
         read_digit.find_digit(strokes([(120, 60), (120, 340)], [(300, 100), (300, 220)]))
+
+
+def test_the_command_says_what_is_left_out_and_nothing_of_what_libraries_say(
+        trained_file, monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(trained_file.parent)
+    monkeypatch.setattr(sys, "argv", ["read_digit.py", str(tmp_path / "digit.png")])
+    strokes([(120, 60), (120, 340)], [(300, 100), (300, 130)]).save(tmp_path / "digit.png")
+    convert = Image.Image.convert
+
+    def deprecated(*arguments, **more):
+        warnings.warn("this will go", DeprecationWarning)
+        warnings.warn("this may be slow", UserWarning)
+        return convert(*arguments, **more)
+
+    monkeypatch.setattr(Image.Image, "convert", deprecated)
+    read_digit.main()
+    answer, note = capsys.readouterr().out.splitlines()
+    assert ", with probability " in answer and note.startswith("It leaves out 1 smaller")
 
 
 def test_the_stroke_between_outlines_is_the_digit():

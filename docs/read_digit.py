@@ -13,7 +13,7 @@ import warnings
 import zipfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-import rnn_mnist  # noqa: F401, a model may need functions that it defines; it also quiets TensorFlow
+import rnn_mnist  # noqa: F401, for a model may need its functions; it quiets TensorFlow, too
 import keras
 import numpy as np
 from PIL import Image, ImageOps
@@ -43,7 +43,7 @@ def load_model(path=MODEL, steps=28):
     other = "" if path != MODEL else ", or set MODEL in docs/read_digit.py to another model's file"
     if path == MODEL and not os.path.exists(path) and os.path.exists(WITHOUT_MNIST):
         path = WITHOUT_MNIST
-        print(f"There is no {MODEL}, so {path} reads, which saw fewer and other digits than MNIST's.",
+        print(f"There is no {MODEL}, so {path} reads, which saw fewer digits than MNIST has.",
               file=sys.stderr)
     try:
         model = keras.models.load_model(path)

@@ -67,7 +67,7 @@ MNIST_DIR = prepared_mnist()
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: left out by -m 'not slow', which takes two minutes")
+    config.addinivalue_line("markers", "slow: left out by -m 'not slow', which takes a minute")
     for known in [
             "__array__ implementation doesn't accept",  # Keras's, of each array made of a variable
             ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13

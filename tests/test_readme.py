@@ -82,7 +82,8 @@ def test_forty_runs_make_a_table(settings, capsys, tmp_path):
     settings(**QUICK, SEED=0, MODEL_PATH=None)  # all put back at the end
     (tmp_path / "docs" / "evidence").mkdir(parents=True)
     exec(block("many runs").replace("range(40)", "range(3)"), {})
-    header, *rows = (tmp_path / "docs" / "evidence" / "port_accuracies.csv").read_text().splitlines()
+    table = tmp_path / "docs" / "evidence" / "port_accuracies.csv"
+    header, *rows = table.read_text().splitlines()
     printed = re.findall(r"all 256 images: (\S+) ", capsys.readouterr().out)
     assert header == "seed,test_accuracy" and len(rows) == 3
     for seed, (row, accuracy) in enumerate(zip(rows, printed, strict=True)):

@@ -25,7 +25,7 @@ RECIPES = {section.partition("\n")[0]: code  # by the heading of the page's sect
 
 @pytest.fixture
 def recipe(settings, monkeypatch, capsys):
-    """Runs a block, with some of its text replaced to be quick; returns its variables and output."""
+    """Runs a block, some of its text replaced to be quick; returns its variables and output."""
     monkeypatch.setenv("MPLBACKEND", "Agg")  # draws without a screen
     # whatever a block sets on the module is put back at the end
     names = [name for name in vars(rnn_mnist) if name.isupper()] + ["load_data", "build_model"]
@@ -194,8 +194,8 @@ def test_a_new_sequence_is_classified(recipe, digits_file, capsys):
     (x, _), (test_x, _), _ = rnn_mnist.load_data()
     sequence = variables["sequence"]
     assert np.any(np.all(np.isclose(np.r_[x, test_x], sequence), axis=(1, 2)))  # scaled as they are
-    probabilities = keras.models.load_model("sequences.keras")(sequence[np.newaxis])[0]
-    assert out == f"class {np.argmax(probabilities)}, with probability {np.max(probabilities):.2f}\n"
+    outputs = keras.models.load_model("sequences.keras")(sequence[np.newaxis])
+    assert out == f"class {np.argmax(outputs)}, with probability {np.max(outputs):.2f}\n"
 
 
 def test_a_csv_file_as_excel_writes_it(recipe, digits_file, capsys):

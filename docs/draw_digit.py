@@ -1,31 +1,33 @@
-"""Opens a page to draw a digit on; while one draws, the trained network reads it row by row.
+"""Opens a page to draw a digit on; meanwhile the trained network reads it row by row.
 
     pip install gradio scikit-image && python rnn_mnist.py && python docs/draw_digit.py
 
-The page shows the image that the network gets, what it would say after each of the image's rows,
-and the probabilities of the ten digits. Nothing leaves this computer.
+The page shows the image that the network reads, its answer after every timestep, and the final
+probabilities of the ten digits. Nothing leaves this computer.
 """
 
 import os
+import pathlib
 import sys
 import time
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # Gradio would look for its newest version, too
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # otherwise Gradio looks for a newer version
 import gradio
 import numpy as np
 from PIL import Image, ImageDraw
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 import read_digit
 
-WHY = """The blue beside a row is how probable each digit was once that row had been read.
+WHY = """The blue beside a row shows how probable each digit was once the network had read that row.
 
-The network knows ten digits and nothing else: a heart or a T is a digit to it, too. And it
-knows only how MNIST's writers wrote. Their 1 is mostly one slanted stroke, so a 1 with a hook and a
-foot, or a neat straight 7, may look like none of theirs and be taken for another digit."""
+The network knows ten digits and nothing else: it also takes a heart or a T for a digit. And it
+knows only how MNIST's writers wrote. Their 1 is mostly one slanted stroke, so the network may take
+a 1 with a hook and a foot, or a neat straight 7, for another digit."""
 
 PAGE = """<div class="about">
 <h1>Draw a digit</h1>
-<p>A recurrent network sees your drawing as 28 rows and reads one after the other.</p>
+<p>A recurrent network reads your drawing step by step, from top to bottom.</p>
 </div>
 <div class="paper">
 <canvas width="300" height="300" role="img" aria-label="Paper to draw a digit on"></canvas>
@@ -36,8 +38,8 @@ PAGE = """<div class="about">
 <div>${value}</div>
 <p></p>
 </div>"""
-# All has its room from the start, so that the paper never moves under the pen, and the paper fits
-# the window. A wide window has it to the left of all else.
+# Everything has its space from the start, so that the paper never moves under the pen, and the
+# paper fits the window. In a wide window it is to the left of everything else.
 CSS = """
 display: grid; gap: 8px 24px; --side: min(100%, 400px, 36svh);
 canvas, button { display: block; box-sizing: border-box; width: var(--side); }
@@ -56,7 +58,7 @@ h1, p { margin: 0 0 8px; }
     .answer [role=status] { height: 3em; }
 }
 """
-# The whole page keeps the room of a scrollbar, which would push the paper as it comes.
+# The page keeps space for a scrollbar, which would otherwise move the paper when it appears.
 PAGE_CSS = """
 html { scrollbar-gutter: stable; }
 @media print { * { color: black !important; background: white !important; } }
@@ -66,22 +68,22 @@ const paper = element.querySelector("canvas");
 const pen = paper.getContext("2d");
 const answer = element.querySelector(".answer");
 const [sentence, figure, changes] = answer.children;
-const gone = ["The program that reads it has ended: start docs/draw_digit.py again.",
-              figure.innerHTML, ""];
+const gone = ["The program has ended: start docs/draw_digit.py again.", figure.innerHTML, ""];
 Object.assign(pen, {lineWidth: 25, lineCap: "round", lineJoin: "round"});
-let strokes = [];  // each a list of points, in a paper of 300 by 300
-let hand;  // the pointer that draws, if one does
+let strokes = [];  // lists of points, on a paper of 300 by 300
+let hand;  // the pointer that draws, if any
 let drawn = 0, asking = false;
 
 async function show() {
     drawn += 1;
-    if (asking) return;  // the latest drawing is the next to be asked about
+    if (asking) return;  // the loop below then asks about the latest drawing
     asking = true;
     answer.setAttribute("aria-busy", true);
     for (let asked; asked !== drawn;) {
         asked = drawn;
         const said = await server.read(strokes) ?? gone;
-        if (sentence.textContent !== said[0]) sentence.textContent = said[0];  // is read aloud
+        // Screen readers read it aloud whenever it is set.
+        if (sentence.textContent !== said[0]) sentence.textContent = said[0];
         figure.innerHTML = said[1];
         changes.textContent = said[2];
     }
@@ -95,13 +97,13 @@ function point(event) {
 }
 
 paper.addEventListener("pointerdown", event => {
-    // One at a time, or lines would jump between two; a pen comes first, whose palm may be there.
+    // Only one draws, otherwise lines jump between two. A pen takes over from a palm on the paper.
     if (event.button || hand !== undefined && event.pointerType !== "pen") return;
     hand = event.pointerId;
     paper.setPointerCapture(hand);
     strokes.push([point(event)]);
     pen.beginPath();
-    pen.arc(...point(event), pen.lineWidth / 2, 0, 2 * Math.PI);  // a line of length 0 is nothing
+    pen.arc(...point(event), pen.lineWidth / 2, 0, 2 * Math.PI);  // a line of length 0 is invisible
     pen.fill();
     show();
 });
@@ -118,7 +120,7 @@ paper.addEventListener("pointermove", event => {
 paper.addEventListener("lostpointercapture", event => {
     if (event.pointerId === hand) hand = undefined;
 });
-for (const name of ["mousedown", "dragstart"])  // else the browser drags what is selected
+for (const name of ["mousedown", "dragstart"])  // otherwise the browser drags a selection
     paper.addEventListener(name, event => event.preventDefault());
 element.querySelector("button").addEventListener("click", () => {
     pen.clearRect(0, 0, paper.width, paper.height);
@@ -131,16 +133,17 @@ show();
 
 
 def drawn(strokes):
-    """Returns the digit of strokes, lists of points (x, y), as MNIST has it: float32 [28, 28].
+    """Returns the digit that strokes form, as in MNIST: float32 [28, 28], 0 to 1.
 
-    The paper measures 300. They are drawn anew, 200 high or wide, by a pen as thick as MNIST's
-    mostly are, 2.6 of its pixels: on a small digit the page's own would be too thick.
+    Strokes are lists of points (x, y) on a paper of 300 by 300. They are redrawn 200 high or wide
+    with a pen of 2.6 of MNIST's pixels, its usual stroke width: on a small digit the page's own pen
+    is too thick.
     """
     if not strokes:
         raise read_digit.Unreadable("shows no digit: nothing is drawn")
     points = np.concatenate(strokes)
     low, high = points.min(axis=0), points.max(axis=0)
-    scale = 200 / max(*(high - low), 75)  # what is smaller than a quarter of the paper stays small
+    scale = 200 / max(*(high - low), 75)  # a drawing below a quarter of the paper stays small
     picture = Image.new("L", [300, 300])
     pen = ImageDraw.Draw(picture)
     for stroke in strokes:
@@ -151,14 +154,16 @@ def drawn(strokes):
     return read_digit.as_in_mnist(read_digit.digit_of(np.asarray(picture, np.float32) / 255))
 
 
-def figure(image, every_row, probabilities):
-    """Returns an SVG of the image [28, 28], and aligned with it every row's answer [28, 10].
+def figure(image, every_timestep, probabilities):
+    """Returns an SVG of the image [28, 28] and, beside it, every timestep's answer [timesteps, 10].
 
-    Below are the probabilities [10] in the end, if there are any.
+    Below are the final probabilities [10], which may be empty.
     """
     def cells(values, left, width, colour):
-        return "".join(f'<rect x="{left + width * column}" y="{row}" width="{width}" height="1" '
-                       f'fill="{colour}" fill-opacity="{values[row, column]:.2f}"/>'
+        height = 28 / len(values)
+        return "".join(f'<rect x="{left + width * column}" y="{height * row:g}" width="{width}" '
+                       f'height="{height:g}" fill="{colour}" '
+                       f'fill-opacity="{values[row, column]:.2f}"/>'
                        for row, column in np.argwhere(values > 0.005))
 
     rows = "".join(f'<text x="2.6" y="{row - 0.1}" text-anchor="end">{row}</text>'
@@ -171,48 +176,50 @@ def figure(image, every_row, probabilities):
                    for digit, each in enumerate(probabilities))
     said = ", ".join(f"{each:.0%} for {digit}" for digit, each in enumerate(probabilities))
     return f"""<svg viewBox="0 -2.5 53.5 41.5" font-size="1.6" fill="currentColor" role="img"
-aria-label="The 28 rows that the network gets, and its probabilities: {said or "none yet"}"
+aria-label="The image that the network reads, and its probabilities: {said or "none yet"}"
 shape-rendering="crispEdges" text-anchor="middle">{rows}{digits}{bars}
 <rect x="3" width="28" height="28" fill="black"/>{cells(image, 3, 1, "white")}
 <rect x="33" width="20" height="28" fill="none" stroke="currentColor" stroke-width="0.1"/>
-{cells(every_row, 33, 2, "#2563eb")}</svg>"""
+{cells(every_timestep, 33, 2, "#2563eb")}</svg>"""
 
 
-NOTHING = figure(np.zeros([28, 28]), np.zeros([28, 10]), [])
+NO_ANSWERS = np.zeros([1, 10])
+NOTHING = figure(np.zeros([28, 28]), NO_ANSWERS, [])
 
 
 def reader(model):
-    """Returns the function that gives what the page shows of strokes, read by `model`."""
+    """Returns the function with which the page has strokes read by the model."""
     try:
-        any_rows, reason = read_digit.for_any_rows(model), ""
+        any_length, reason = read_digit.for_any_length(model), ""
     except read_digit.Unreadable as error:
-        any_rows, reason = None, str(error)
+        any_length, reason = None, str(error)
 
     def read(strokes):
-        """Returns a sentence, an SVG, and a sentence on the rows."""
+        """Returns the answer, the figure, and a sentence on the answers along the way."""
         try:
             image = drawn(strokes)
         except read_digit.Unreadable as error:
             return f"The paper {error}.", NOTHING, reason
-        probabilities = model.predict_on_batch(image[np.newaxis])[0]
-        sentence = (f"Its answer: {probabilities.argmax()}, "
-                    f"with probability {probabilities.max():.2f}.")
-        if any_rows is None:
-            return sentence, figure(image, np.zeros([28, 10]), probabilities), reason
-        every_row = read_digit.after_every_row(any_rows, image[np.newaxis])[0]
-        guesses = every_row.argmax(axis=1)[image.any(axis=1).argmax():]  # those above saw nothing
+        x = read_digit.sequence_of(image)
+        probabilities = model.predict_on_batch(x)[0]
+        answer = f"Answer: {probabilities.argmax()}, with probability {probabilities.max():.2f}."
+        if any_length is None:
+            return answer, figure(image, NO_ANSWERS, probabilities), reason
+        every_timestep = read_digit.after_every_timestep(any_length, x)[0]
+        inked = (x[0] != read_digit.sequence_of(0 * image)[0]).any(axis=1)
+        guesses = every_timestep.argmax(axis=1)[inked.argmax():]  # those before saw no ink
         changes = guesses[np.append(True, guesses[1:] != guesses[:-1])]
-        return sentence, figure(image, every_row, probabilities), (
-            "Its answer was the same from the first inked row on." if len(changes) == 1 else
-            f"From the first inked row on, it answered {', '.join(map(str, changes))}.")
+        return answer, figure(image, every_timestep, probabilities), (
+            "The answer was the same from the first inked row on." if len(changes) == 1 else
+            f"From the first inked row on, the answers were {', '.join(map(str, changes))}.")
 
     return read
 
 
 def page(model):
-    """Returns the Gradio page on which the network `model` reads what is drawn."""
+    """Returns the Gradio page on which the model reads what is drawn."""
     read = reader(model)
-    read([[(150, 50), (150, 250)]])  # the first time is slow
+    read([[(150, 50), (150, 250)]])  # the first call is slow
     with gradio.Blocks(title="Draw a digit", analytics_enabled=False) as blocks:
         gradio.HTML(NOTHING, html_template=PAGE, css_template=CSS, js_on_load=DRAW,
                     server_functions=[read])
@@ -225,16 +232,16 @@ def main():
         blocks = page(read_digit.load_model())
     except read_digit.Unreadable as error:
         sys.exit(str(error))
-    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # it asks itself for its page, no proxy
+    os.environ["NO_PROXY"] = os.environ["no_proxy"] = "*"  # Gradio requests its own page at start
     try:
         _, url, _ = blocks.launch(inbrowser=True, share=False, server_name="127.0.0.1", quiet=True,
                                   prevent_thread_lock=True, ssr_mode=False, footer_links=["gradio"],
                                   run_history=False, css=PAGE_CSS)
     except OSError:
-        sys.exit("Each of the ports that the page could have, mostly 7860 to 7959, is taken: end a "
-                 "program that has one, or set GRADIO_SERVER_PORT to another number.")
+        sys.exit("Cannot open the page, since all its ports (by default 7860 to 7959) are in use: "
+                 "end a program that uses one, or set GRADIO_SERVER_PORT to another number.")
     try:
-        print(f"Draw at {url} in your browser. Ctrl-C ends it.", flush=True)
+        print(f"Draw at {url} in your browser. Press Ctrl-C to end the program.", flush=True)
         while True:
             time.sleep(1)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Draws loss_curves.png, in the current folder: the log of a run beside the original's.
+"""Draws loss_curves.png in the current folder: the log of a run beside the original's.
 
     pip install matplotlib && python rnn_mnist.py > log.txt && python docs/loss_curves.py < log.txt
 """
@@ -13,12 +13,12 @@ import matplotlib
 matplotlib.use("Agg")  # needs no screen
 import matplotlib.pyplot as plt
 
-published = pathlib.Path(__file__).parent / "evidence" / "original_log.csv"
+published = pathlib.Path(__file__).resolve().parent / "evidence" / "original_log.csv"
 with open(published, newline="") as file:
     original = [(int(row["iter"]), float(row["minibatch_loss"])) for row in csv.DictReader(file)]
 lines = re.findall(r"Iter (\d+), Minibatch Loss= (\S+),", sys.stdin.read())
 if not lines:
-    sys.exit("There is no line of a log on standard input: python docs/loss_curves.py < log.txt")
+    sys.exit("Standard input has no line of a log: run python docs/loss_curves.py < log.txt")
 port = [(int(seen), float(loss)) for seen, loss in lines]
 
 plt.figure(figsize=(7, 3.5), layout="constrained")

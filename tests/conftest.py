@@ -46,9 +46,9 @@ FILES_DIR = pathlib.Path("downloads", "mnist")  # of its four files
 # The script's own text that tests edit: everything else they change by replacing functions.
 TEXTS = {
     'if __name__ == "__main__":\n': "conftest.py puts a test's code before it",
-    "# Speed, the third part": "test_short_way.py deletes from here",
-    "# Guards, the fourth part": "test_short_way.py deletes up to here",
-    "network = faster(model)": "test_short_way.py deletes the call with the speed part",
+    "# Part 3: speed": "test_fast_path.py deletes from here",
+    "# Part 4: guards": "test_fast_path.py deletes up to here",
+    "network = faster(model)": "test_fast_path.py deletes the call with the speed part",
 }
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits, permissions of POSIX")

@@ -1,9 +1,9 @@
-"""Draws digits on the page of docs/draw_digit.py by a mouse, in Chromium, for its tests.
+"""Draws digits with a mouse on the page of docs/draw_digit.py, in Chromium, for its tests.
 
     python rnn_mnist.py && python tests/drawing.py
 
 makes docs/evidence/draw_digit.png, the README's picture of the page, and prints how many digits of
-which kind are read right. It needs Chromium or Chrome, and what tests/requirements.txt names.
+each kind are read correctly. It needs Chromium or Chrome, and tests/requirements.txt.
 """
 
 import contextlib
@@ -14,12 +14,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 
 import numpy as np
 
 ROOT = pathlib.Path(__file__).parent.parent
 
-# Chromium's own errands, which are none of the page's; as root it runs only without its sandbox.
+# No requests of Chromium's own, which are not the page's. As root it runs only without its sandbox.
 QUIET = ["--disable-gpu", "--disable-background-networking", "--disable-component-update",
          "--disable-sync", "--no-first-run"]
 if getattr(os, "getuid", int)() == 0 and os.name == "posix":
@@ -39,7 +40,7 @@ def curve(x, y, width, height, start, end):
 
 # The ten digits as MNIST's writers wrote them, each a list of strokes, each stroke a list of points
 # in a box of 0 to 100. They were written down before any of them was tried, and a digit that is
-# read wrong stays as it is.
+# misclassified stays as it is.
 DIGITS = [
     [curve(50, 50, 62, 92, -60, -420)],
     [[(60, 3), (42, 97)]],
@@ -55,32 +56,38 @@ DIGITS = [
 ]
 
 
-SIZES = {"large": 200, "small": 105, "tiny": 75}  # where the paper measures 300
+SIZES = {"large": 200, "small": 105, "tiny": 75}  # on a paper of 300
 KINDS = [*itertools.product(SIZES, ["middle", "corner"])]
+START = 600  # s until a program that does not start is ended, however slow the machine
 
 
 @contextlib.contextmanager
 def served(folder, env=os.environ, browser="-c pass", **kwargs):
-    """Runs docs/draw_digit.py in a folder with a model; gives its process and its address.
+    """Runs docs/draw_digit.py in a folder with a model; yields its process and its address.
 
-    In place of a browser it opens the Python program `browser`, which by default does nothing.
-    In place of an address it gives the sentence with which the program ended.
+    It opens the Python program `browser` in place of a browser; by default, that does nothing. If
+    the program ends, its error message takes the place of the address.
     """
     command = [sys.executable, str(ROOT / "docs" / "draw_digit.py")]
     python = pathlib.Path(sys.executable).as_posix()
     env = {**env, "BROWSER": f'"{python}" {browser} %s'}
     with subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE,
                           stderr=subprocess.PIPE, **kwargs) as process:
+        limit = threading.Timer(START, process.kill)
+        limit.start()
         try:
             line = process.stdout.readline()
-            yield process, line.split()[2] if line else process.stderr.read()
+            address = line.split()[2] if line else process.stderr.read()
+            limit.cancel()
+            yield process, address
         finally:
+            limit.cancel()
             process.kill()
 
 
 @contextlib.contextmanager
 def browser():
-    """Gives a Chromium without a window, or None where there is none."""
+    """Yields a Chromium without a window, or None if there is none."""
     from playwright.sync_api import sync_playwright
     with sync_playwright() as playwright:
         own = playwright.chromium.executable_path
@@ -104,9 +111,9 @@ def opened(page, address):
 
 
 def draw(page, strokes, size="large", place="middle"):
-    """Draws strokes by a mouse on the cleared paper, which measures 300 by 300."""
+    """Clears the paper, which measures 300 by 300, and draws strokes on it with a mouse."""
     side = SIZES[size]
-    corner = {"middle": 150 - side / 2, "corner": 300 - 0.95 * side}[place]  # some go over its edge
+    corner = {"middle": 150 - side / 2, "corner": 300 - 0.95 * side}[place]  # some cross its edge
     page.get_by_role("button", name="Clear").click()
     box = page.locator("canvas").bounding_box()
     scale = box["width"] / 300
@@ -120,7 +127,7 @@ def draw(page, strokes, size="large", place="middle"):
 
 
 def reading(page):
-    """Returns the sentence on what is drawn, the image [28, 28] and the probabilities, if any."""
+    """Returns the answer, the image [28, 28] and the probabilities, [10] or [0]."""
     page.locator(".answer[aria-busy=false]").wait_for()
     image = np.zeros([28, 28], np.float32)
     cells, texts = page.evaluate("""[
@@ -142,8 +149,8 @@ def main():
             for strokes in DIGITS:
                 draw(page, strokes, *kind)
                 read.append(int(reading(page)[2].argmax()))
-            right = sum(digit == n for n, digit in enumerate(read))
-            print(f"{', '.join(kind)}: {right} of 10 read right, the ten as {read}")
+            correct = sum(digit == n for n, digit in enumerate(read))
+            print(f"{', '.join(kind)}: {correct} of 10 read correctly, the ten as {read}")
         draw(page, DIGITS[5])
         reading(page)
         page.screenshot(path=ROOT / "docs" / "evidence" / "draw_digit.png",

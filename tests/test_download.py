@@ -60,7 +60,7 @@ FAILURES = {  # what the proxy does, and what the message calls it
     "is no TLS server": "SSL",
     "404": "404",
     "403": "403",
-    "login page": "is not MNIST's file",
+    "login page": "checksum",
     "breaks off": "IncompleteRead",
     "stalls": "imed out",
 }
@@ -72,9 +72,8 @@ def test_a_network_that_fails_leads_to_the_sample(behind, tmp_path, capsys, beha
     assert behind(behaviour, pace)[0] == SAMPLE
     fetching, *_, notice = capsys.readouterr().err.splitlines()
     folder = str(tmp_path / "data" / FILES_DIR)
-    assert fetching.startswith("Fetching https://storage.googleapis.com/") and folder in fetching
-    assert notice.startswith("MNIST can be neither read from ") and reason in notice
-    assert all(name in notice for name in [folder, *small_mnist.files()])
+    assert "https://storage.googleapis.com/" in fetching and folder in fetching
+    assert reason in notice and "README.md" in notice
     assert not (tmp_path / "data").exists()  # no litter
 
 
@@ -93,23 +92,7 @@ def test_no_way_to_the_network_is_asked_for_once(settings, monkeypatch, refusal,
         message = capsys.readouterr().err.splitlines()[-1]
     else:
         message = refusal(rnn_mnist.load_data)
-    assert len(asked) == 1 and message.startswith("MNIST can be neither read from ")
-    assert all(name in message for name in ["(", str(tmp_path / "data" / FILES_DIR),
-                                            *small_mnist.files()])
-
-
-def test_a_certificate_that_is_not_trusted_names_what_helps(behind, monkeypatch, tmp_path, capfd):
-    monkeypatch.delenv("REQUESTS_CA_BUNDLE")
-    assert behind("is right")[0] == SAMPLE
-    assert "REQUESTS_CA_BUNDLE" in capfd.readouterr().err
-
-
-@pytest.mark.skipif(importlib.util.find_spec("socks"), reason="PySocks is installed")
-def test_a_socks_proxy_names_what_it_needs(settings, monkeypatch, capfd):
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:9")
-    monkeypatch.setenv("https_proxy", "socks5://127.0.0.1:9")
-    assert rnn_mnist.load_data()[2] == SAMPLE
-    assert "pip install pysocks" in capfd.readouterr().err.lower()
+    assert len(asked) == 1 and "README.md" in message and len(message.splitlines()) == 1
 
 
 # the network is there
@@ -126,15 +109,14 @@ def test_all_four_files_are_fetched(behind, tmp_path, capfd):
 
 @posix
 @pytest.mark.slow
-def test_a_first_run_without_standard_error_fetches_and_prepares(tmp_path, usual_log):
+def test_a_first_run_fetches_and_prepares(tmp_path, usual_log):
     path = script(tmp_path, "import small_mnist; small_mnist.adapt_tfds()", **QUICK,
                   DATA_DIR=str(tmp_path / "data"))
     ca_file = tmp_path / "authority.pem"
     with misbehaving_proxy("is right", small_mnist.files(), ca_file) as (proxy, served):
         env = environment(HTTPS_PROXY=proxy, https_proxy=proxy, REQUESTS_CA_BUNDLE=str(ca_file))
-        status, out, err = run(path, env, command=[
-            "sh", "-c", f'"{sys.executable}" {path.name} 2>&-'])
-    assert (status, out, err) == (0, usual_log, "") and len(served) == 4
+        status, out, err = run(path, env)
+    assert (status, out) == (0, usual_log) and "Traceback" not in err and len(served) == 4
 
 
 def test_a_slow_download_is_left_to_finish(behind):
@@ -179,11 +161,3 @@ def test_files_of_other_data_sets_neither_disturb_nor_are_touched(behind, tmp_pa
     assert {path.name: path.read_bytes() for path in ours.glob("*.gz")} == small_mnist.files()
 
 
-def test_another_data_sets_file_by_hand_is_named_and_not_used(settings, refusal, small_files,
-                                                              tmp_path):
-    path = write_files(tmp_path / "data") / "train-images-idx3-ubyte.gz"
-    path.write_bytes(b"Fashion-MNIST's")
-    settings(DATA_DIR=str(tmp_path / "data"))
-    assert str(path) in refusal(rnn_mnist.load_data)
-    assert path.read_bytes() == b"Fashion-MNIST's"
-    assert not (tmp_path / "data" / VERSION_DIR).exists()

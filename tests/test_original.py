@@ -13,7 +13,7 @@ TRAJECTORIES = pathlib.Path(__file__).parent / "trajectories"
 WEIGHTS = ["w_hidden", "b_hidden", "lstm_matrix", "lstm_bias", "w_out", "b_out"]
 
 
-@pytest.fixture(params=["cpu", "gpu"], ids=["the short way", "the layers"])
+@pytest.fixture(params=["cpu", "gpu"], ids=["the fast path", "the layers"])
 def way(request):
     """Both ways through the network: a CPU's and, by a mock, a GPU's."""
     request.getfixturevalue(request.param)
@@ -166,7 +166,7 @@ def test_at_its_real_size_it_is_nearer_to_the_equations_than_the_original_was(fu
             all_missed += missed
     assert all_missed < 5  # of 3,840: else the allowance would hide something
     original = np.abs(recording["losses"] / recording["exact_losses"] - 1)
-    # 3.8e-6 was seen by the short way, 1.2e-5 by the layers, 3.4e-5 is the original's
+    # 3.8e-6 was seen by the fast path, 1.2e-5 by the layers, 3.4e-5 is the original's
     assert len(distances) == 30 and max(distances) < original.max() < 4e-5
 
 
@@ -215,7 +215,7 @@ def random_case(settings, n_steps, n_input, n_hidden, n=8):
 def test_the_forward_pass_is_the_originals(settings, way, n_steps, n_input, n_hidden):
     model, weights, sequences, labels = random_case(settings, n_steps, n_input, n_hidden)
     reference = reference_log_probabilities(weights, sequences)
-    outputs = rnn_mnist.short_way(model, sequences) if way == "cpu" else model(sequences)
+    outputs = rnn_mnist.fast_path(model, sequences) if way == "cpu" else model(sequences)
     scale = max(1, np.abs(reference).max())  # float32's rounding grows with the logits
     np.testing.assert_allclose(np.log(outputs), reference, rtol=0, atol=1e-5 * scale)
     network = rnn_mnist.faster(model)
@@ -229,7 +229,7 @@ def test_the_gradient_of_every_weight_is_the_originals(settings, cpu, n_steps, n
     """By central differences, in float64."""
     model, weights, sequences, labels = random_case(settings, n_steps, n_input, n_hidden=4, n=5)
     with tf.GradientTape() as tape:
-        outputs = rnn_mnist.short_way(model, sequences)
+        outputs = rnn_mnist.fast_path(model, sequences)
         loss = model.compute_loss(x=sequences, y=labels, y_pred=outputs)
     gradients = [each.numpy() for each in tape.gradient(loss, model.trainable_variables)]
     gradients[4] = gradients[4] + forget_bias(4)  # which to_original takes off a bias

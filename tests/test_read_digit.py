@@ -1,6 +1,7 @@
-"""docs/read_digit.py: a digit in a picture, however it was drawn, is read as the data's own are.
+"""docs/read_digit.py finds the digit in any picture and reads it as the script reads its data.
 
-Of docs/what_it_sees.py and docs/draw_digit.py it tests what they share: asking after every row.
+The tests also cover what docs/draw_digit.py and docs/what_it_sees.py use of it: answers after every
+timestep.
 """
 
 import shutil
@@ -36,7 +37,7 @@ def enlarged(drawing, times):
 
 
 def put(digit, height, width, generator):
-    """Returns a picture, of 0, that holds the digit somewhere."""
+    """Returns a black picture, [height, width], with the digit somewhere in it."""
     picture = np.zeros([height, width])
     top, left = (generator.integers(0, all - part + 1) for all, part in
                  zip(picture.shape, digit.shape))
@@ -48,51 +49,33 @@ def grey(picture):
     return Image.fromarray(np.uint8(np.clip(picture, 0, 255)))
 
 
-def centred(drawing, generator):
-    return grey(255 - np.kron(drawing, np.ones([10, 10]))), {}
-
-
 def light_on_dark(drawing, generator):
-    return grey(put(enlarged(drawing, 10), 400, 300, generator)), {}
-
-
-def tiny(drawing, generator):
-    return grey(255 - put(enlarged(drawing, 2), 500, 700, generator)), {}
+    return grey(put(enlarged(drawing, 10), 400, 300, generator))
 
 
 def filling(drawing, generator):
     digit = enlarged(drawing, 280 / 20)
-    return grey(255 - put(digit, *(max(digit.shape),) * 2, generator)), {}
-
-
-def painted(brightness):
-    def draw(drawing, generator):
-        opaque = np.uint8(np.clip(put(enlarged(drawing, 10), 300, 300, generator), 0, 255))
-        return Image.fromarray(np.stack([np.full_like(opaque, brightness)] * 3 + [opaque], 2)), {}
-    return draw
+    return grey(255 - put(digit, *(max(digit.shape),) * 2, generator))
 
 
 def photo(drawing, generator):
     ink = put(enlarged(drawing, 9), 300, 400, generator) / 255
     light = 130 + 80 * np.linspace(0, 1, 400) - 30 * np.linspace(-1, 1, 300)[:, np.newaxis] ** 2
-    return grey(light * (1 - 0.7 * ink) + generator.normal(0, 6, ink.shape)), {}
+    return grey(light * (1 - 0.7 * ink) + generator.normal(0, 6, ink.shape))
 
 
 def turned(drawing, generator):
-    picture, exif = photo(drawing, generator)[0].transpose(Image.Transpose.ROTATE_90), Image.Exif()
-    exif[0x0112] = 6  # to be turned back before it is shown
-    return picture, {"exif": exif}
+    picture = photo(drawing, generator).transpose(Image.Transpose.ROTATE_90)
+    picture.getexif()[0x0112] = 6  # to be turned back before it is shown
+    return picture
 
 
-def specked(drawing, generator):
-    picture = 255 - put(enlarged(drawing, 10), 400, 400, generator)
-    for y, x in generator.integers(0, 396, [8, 2]):
-        picture[y:y + 3, x:x + 3] = 40
-    return grey(picture), {}
+def in_floating_point(drawing, generator):
+    return Image.fromarray(np.asarray(photo(drawing, generator), np.float32) / 255)
 
 
 def inked(drawing, light, generator, margin=20):
-    """Returns a photo's part, light [height, width], with the digit written somewhere on it."""
+    """Returns part of a photo, light [height, width], with the digit written somewhere on it."""
     ink = put(enlarged(drawing, 8), *np.subtract(light.shape, 2 * margin), generator) / 255
     return light * (1 - 0.75 * np.pad(ink, margin))
 
@@ -101,15 +84,15 @@ def paper(height, width):
     return 205 - 30 * np.linspace(0, 1, width) + 15 * np.linspace(-1, 1, height)[:, np.newaxis]
 
 
-def taken(light, generator):
-    return grey(light + generator.normal(0, 4, light.shape)), {}
+def noisy(light, generator):
+    return grey(light + generator.normal(0, 4, light.shape))
 
 
 def lined(drawing, generator):
     light = paper(400, 400)
     light[20::40] -= 45
     light[21::40] -= 45
-    return taken(inked(drawing, light, generator), generator)
+    return noisy(inked(drawing, light, generator), generator)
 
 
 def in_a_box(drawing, generator):
@@ -117,156 +100,34 @@ def in_a_box(drawing, generator):
     light[90:330, 90:330] = inked(drawing, light[90:330, 90:330], generator, margin=15)
     picture = grey(light)
     ImageDraw.Draw(picture).rectangle([90, 90, 330, 330], outline=50, width=5)
-    return taken(np.float64(picture), generator)
-
-
-def in_an_open_box(drawing, generator):
-    """Drawn by hand: its sides don't meet."""
-    light = paper(420, 420)
-    light[90:330, 90:330] = inked(drawing, light[90:330, 90:330], generator, margin=15)
-    picture = grey(light)
-    for side in ([(85, 92), (320, 86)], [(330, 85), (326, 318)], [(318, 330), (92, 326)],
-                 [(86, 320), (92, 102)]):
-        ImageDraw.Draw(picture).line(side, fill=50, width=5)
-    return taken(np.float64(picture), generator)
-
-
-def in_a_form(drawing, generator):
-    """Three printed boxes in a row, the digit in the middle one."""
-    light = paper(300, 780)
-    light[40:260, 280:500] = inked(drawing, light[40:260, 280:500], generator, margin=15)
-    picture = grey(light)
-    for left in (30, 275, 520):
-        ImageDraw.Draw(picture).rectangle([left, 35, left + 230, 265], outline=90, width=3)
-    return taken(np.float64(picture), generator)
-
-
-def on_a_desk(drawing, generator):
-    """A sheet on a dark wooden desk, not quite straight."""
-    down, right = np.mgrid[:480, :640]
-    desk = 60 + 14 * np.sin(down / 7 + 2 * np.sin(right / 90))
-    sheet = Image.fromarray(np.float32(inked(drawing, paper(340, 460), generator)))
-    photo = Image.new("F", (640, 480), -1.0)
-    photo.paste(sheet, (90, 70))
-    photo = np.asarray(photo.rotate(generator.uniform(-10, 10), fillcolor=-1.0))
-    return taken(np.where(photo < 0, desk, photo), generator)
-
-
-def beside_a_desk(drawing, generator):
-    light = np.full([480, 640], 50.0)
-    light[:, 180:] = inked(drawing, paper(480, 460), generator)
-    return taken(light, generator)
-
-
-def with_a_dark_corner(drawing, generator):
-    """In pencil, the black desk in a corner."""
-    light = paper(480, 480)
-    light[:300, :300] = 0.5 * light[:300, :300] + 0.5 * inked(
-        drawing, light[:300, :300], generator)
-    light[np.add(*np.mgrid[:480, :480]) > 700] = 30
-    return taken(light, generator)
-
-
-def with_dark_edges(drawing, generator):
-    light = inked(drawing, paper(400, 400), generator)
-    for edge in (light[:3], light[-3:], light[:, :3], light[:, -3:])[generator.integers(4):]:
-        edge[:] = 20
-    return taken(light, generator)
-
-
-def with_the_edge_of_the_sheet(drawing, generator):
-    light = paper(480, 480)
-    light[:390] = inked(drawing, light[:390], generator)
-    light[390:395], light[395:] = 70, 150
-    return taken(light, generator)
-
-
-def in_a_spiral_notebook(drawing, generator):
-    light = paper(480, 480)
-    light[90:] = inked(drawing, light[90:], generator)
-    picture = grey(light)
-    for x in range(20, 480, 40):
-        ImageDraw.Draw(picture).ellipse([x - 8, 18, x + 8, 34], fill=35)
-        ImageDraw.Draw(picture).line([(x, 0), (x, 26)], fill=60, width=4)
-    return taken(np.float64(picture), generator)
+    return noisy(np.float64(picture), generator)
 
 
 def in_the_shadow_of_a_hand(drawing, generator):
     down, right = np.mgrid[:480, :640]
     distance = np.hypot(down - 480, right - generator.uniform(0, 640))
     shadow = 1 - 0.45 / (1 + np.exp((distance - 280) / 18))
-    return taken(shadow * inked(drawing, paper(480, 640), generator), generator)
+    return noisy(shadow * inked(drawing, paper(480, 640), generator), generator)
 
 
-def on_a_board(drawing, generator):
-    """In chalk, the board in a wooden frame."""
-    light = np.full([420, 560], 180.0)
-    light[25:395, 25:535] = 255 - inked(drawing, np.full([370, 510], 180.0), generator)
-    return taken(light, generator)
-
-
-def in_floating_point(drawing, generator):
-    picture, _ = photo(drawing, generator)
-    return Image.fromarray(np.asarray(picture, np.float32) / 255), {}
-
-
-def in_an_open_circle(drawing, generator):
-    light = paper(420, 420)
-    light[95:325, 95:325] = inked(drawing, light[95:325, 95:325], generator, margin=15)
-    picture, start = grey(light), generator.uniform(0, 360)
-    ImageDraw.Draw(picture).arc([40, 40, 380, 380], start, start + 340, fill=50, width=6)
-    return taken(np.float64(picture), generator)
-
-
-def below_a_bar(drawing, generator):
-    """On a white screen, under a dark bar that holds two light dots."""
-    picture = grey(np.pad(255 - put(enlarged(drawing, 9), 420, 400, generator), [(100, 0), (0, 0)],
-                          constant_values=35))
-    for x in (60, 340):
-        ImageDraw.Draw(picture).ellipse([x - 14, 36, x + 14, 64], fill=240)
-    return picture, {}
-
-
-def on_a_checked_cloth(drawing, generator):
-    down, right = np.mgrid[:480, :640]
-    cloth = 60 + 150 * ((down // 40 + right // 40) % 2)
-    sheet = Image.fromarray(np.float32(inked(drawing, paper(340, 420), generator)))
-    photo = Image.new("F", (640, 480), -1.0)
-    photo.paste(sheet, (110, 70))
-    photo = np.asarray(photo.rotate(generator.uniform(5, 15), fillcolor=-1.0))
-    return taken(np.where(photo < 0, cloth, photo), generator)
-
-
-def in_whole_numbers(drawing, generator):
-    """Of 32 bits, but only up to 255."""
-    return Image.fromarray(np.int32(np.asarray(photo(drawing, generator)[0]))), {}
-
-
-KINDS = [(centred, "png"), (light_on_dark, "bmp"), (tiny, "png"), (filling, "gif"),
-         (painted(0), "png"), (painted(255), "png"), (photo, "webp"), (turned, "jpg"),
-         (specked, "png"), (lined, "jpg"), (in_a_box, "jpg"), (in_an_open_box, "png"),
-         (in_a_form, "png"), (on_a_desk, "jpg"), (beside_a_desk, "jpg"),
-         (with_a_dark_corner, "jpg"), (with_dark_edges, "png"),
-         (with_the_edge_of_the_sheet, "jpg"), (in_a_spiral_notebook, "jpg"),
-         (in_the_shadow_of_a_hand, "jpg"), (on_a_board, "jpg"), (in_floating_point, "tiff"),
-         (in_an_open_circle, "jpg"), (below_a_bar, "png"), (on_a_checked_cloth, "jpg"),
-         (in_whole_numbers, "tiff")]
+KINDS = [(light_on_dark, "bmp"), (filling, "gif"), (turned, "jpg"), (in_floating_point, "tiff"),
+         (lined, "jpg"), (in_a_box, "jpg"), (in_the_shadow_of_a_hand, "jpg")]
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:It leaves out")
+@pytest.mark.filterwarnings("ignore:Ignored")
 @pytest.mark.parametrize("draw, ending", KINDS, ids=lambda value: getattr(value, "__name__", value))
 def test_a_picture_is_read_as_the_clean_drawing_of_its_digit(draw, ending, tmp_path):
     drawn, _ = drawings()
     generator = np.random.default_rng(0)
     read = []
     for drawing in drawn:
-        picture, options = draw(drawing, generator)
-        picture.save(tmp_path / f"digit.{ending}", **options)
+        picture = draw(drawing, generator)
+        picture.save(tmp_path / f"digit.{ending}", exif=picture.getexif())
         read.append(read_digit.read_picture(tmp_path / f"digit.{ending}"))
     likeness = np.corrcoef(np.reshape(read, [DIGITS, 784]),
                            normalized(drawn).reshape(DIGITS, 784))[:DIGITS, DIGITS:]
-    # none of the other drawings is more like it, though three digits are among them twice
+    # No other drawing is more like it, although three digits are among them twice.
     found = (likeness.argmax(axis=1) == np.arange(DIGITS)) & (likeness.diagonal() > 0.75)
     assert np.count_nonzero(found) >= DIGITS - 1
 
@@ -296,43 +157,119 @@ def test_a_fine_pen_is_made_a_thick_one():
     np.full([200, 300], 255.0), np.zeros([50, 50]),
     np.random.default_rng(0).normal(128, 20, [300, 300]),
     np.tile(np.linspace(100, 200, 300), [200, 1])], ids=["white", "black", "noise", "shade"])
-def test_a_picture_without_a_digit_is_told(picture, tmp_path):
+def test_a_picture_without_a_digit_is_refused(picture, tmp_path):
     grey(picture).save(tmp_path / "digit.png")
-    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit: nothing in it"):
+    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit"):
         read_digit.read_picture(tmp_path / "digit.png")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
-def test_a_file_that_is_no_picture_is_told(content, tmp_path):
+def test_a_file_that_is_no_picture_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "digit.png").write_bytes(content)
-    with pytest.raises(read_digit.Unreadable, match="digit.png can't be read as a picture"):
+    with pytest.raises(read_digit.Unreadable, match="digit.png as a picture"):
         read_digit.read_picture(tmp_path / "digit.png")
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 500), (3, 4000), (20000, 1), (2, 600)])
-def test_a_picture_too_narrow_for_a_digit_is_told(width, height, tmp_path):
+def test_a_picture_too_narrow_for_a_digit_is_refused(width, height, tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, [height, width])
     grey(noise).save(tmp_path / "digit.png")
     with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit"):
         read_digit.read_picture(tmp_path / "digit.png")
 
 
-def test_missing_numbers_are_no_digit():
-    picture = np.full([300, 300], 200, np.float32)
-    picture[100:200, 140:160] = 20
-    clean = read_digit.find_digit(Image.fromarray(picture))
-    picture[0, 0] = np.inf
-    picture[5, 5] = np.nan
-    np.testing.assert_allclose(read_digit.find_digit(Image.fromarray(picture)), clean, atol=0.1)
-
-
-def strokes(*lines):
-    """Returns a sheet with lines, as by a pen of 20 pixels."""
-    picture = grey(paper(400, 400))
+def strokes(*lines, on=None, width=20, ink=40):
+    """Returns a sheet of paper, or the picture `on`, with lines drawn by a pen."""
+    picture = on or grey(paper(400, 400))
     for line in lines:
-        ImageDraw.Draw(picture).line(line, fill=40, width=20)
+        ImageDraw.Draw(picture).line(line, fill=ink, width=width)
     return picture
+
+
+LINE = [(200, 60), (200, 340)]  # a digit, to the finder
+
+
+@pytest.mark.parametrize("pixels", [
+    lambda grey: np.int32(grey) * 1000, lambda grey: np.float32(grey) / 255], ids=["I", "F"])
+def test_numbers_of_any_range_are_brightness_and_missing_ones_are_no_digit(pixels):
+    values = pixels(strokes(LINE))
+    if values.dtype == np.float32:
+        values[0, 0], values[5, 5] = np.inf, np.nan
+    np.testing.assert_allclose(read_digit.find_digit(Image.fromarray(values)),
+                               read_digit.find_digit(strokes(LINE)), atol=0.1)
+
+
+@pytest.mark.parametrize("side, brightness, background", [
+    (100, 0, 255), (100, 255, 0),  # only the digit is painted: it stands out
+    (280, 180, 180)])  # paper goes on around itself
+def test_what_is_transparent_is_background(side, brightness, background):
+    picture = Image.new("RGBA", (300, 300), (0, 0, 0, 0))
+    picture.paste((brightness,) * 3 + (255,), (10, 10, 10 + side, 10 + side))
+    assert read_digit.brightness_of(picture)[0, 0] == pytest.approx(background, abs=1)
+
+
+def test_a_dark_strip_along_the_edge_does_not_hide_a_faint_pencil():
+    picture = strokes(LINE, ink=140)
+    strip = np.array(picture)
+    strip[100:300, :60] = 10 + 8 * abs(np.arange(200) % 16 - 8)[:, np.newaxis]  # grained wood
+    np.testing.assert_allclose(read_digit.find_digit(grey(strip)), read_digit.find_digit(picture),
+                               atol=0.1)
+
+
+def test_a_mark_that_the_edge_cuts_off_is_neither_the_digit_nor_part_of_it():
+    ink = read_digit.find_digit(strokes([(100, 0), (100, 300)], [(250, 120), (250, 270)]))
+    assert ink[200, 250] > 0.9 and not ink[:, :200].any()
+    finger = strokes([(200, 0), (200, 200)], width=80)
+    ink = read_digit.find_digit(strokes([(200, 215), (200, 380)], on=finger))
+    assert ink[300, 200] > 0.9 and not ink[:205].any()
+
+
+def test_a_glare_that_the_strokes_divide_is_no_other_digit():
+    picture = Image.new("L", (400, 400), 160)
+    ImageDraw.Draw(picture).ellipse([70, 165, 330, 235], fill=250)
+    ink = read_digit.find_digit(strokes(LINE, on=picture, ink=10))
+    assert ink[100:300, 200].min() > 0.9 and not ink[:, :180].any()
+
+
+@pytest.mark.parametrize("lines, expected", [
+    ([LINE], True),
+    ([[(60, 100), (360, 100)], [(350, 100), (350, 260)]], True),  # a wide 7
+    ([[(60, 100), (360, 100)], [(350, 100), (350, 220)]], False),  # flatter: a bar with a hook
+    ([[(100, y), (300, y)] for y in range(110, 300)], False),  # a blot
+    ([[(x, 20), (x, 380)] for x in range(20, 400, 60)]
+     + [[(20, y), (380, y)] for y in range(20, 400, 60)], True),  # a net with 36 holes
+    ([[(x, 20), (x, 380)] for x in range(20, 400, 40)]
+     + [[(20, y), (380, y)] for y in range(20, 400, 40)], False)],  # 81 holes: a cloth
+    ids=["line", "7", "bar", "blot", "net", "cloth"])
+def test_a_blot_a_bar_and_a_net_are_no_digit(lines, expected):
+    mask = strokes(*lines, on=Image.new("L", (400, 400)), width=8, ink=1)
+    region, = read_digit.regions_of(np.asarray(mask))
+    assert read_digit.may_be_digit(region) == expected
+
+
+def regions(*drawn):
+    """Returns the regions of ellipses (label, box, 0) and open rings (label, box, width)."""
+    labels = Image.new("L", (400, 400))
+    pen = ImageDraw.Draw(labels)
+    for label, box, width in drawn:
+        pen.arc(box, 10, 350, fill=label, width=width) if width else pen.ellipse(box, fill=label)
+    return read_digit.regions_of(np.asarray(labels))
+
+
+@pytest.mark.parametrize("drawn", [
+    [(1, [100, 50, 300, 350], 0), (2, [120, 70, 280, 330], 0)],  # a 0 and its hole
+    [(2, [20, 20, 380, 380], 0), (1, [190, 100, 210, 300], 0)]], ids=["0", "sheet"])
+def test_a_hole_and_a_sheet_are_no_marks(drawn):
+    assert [mark.intensity_max for mark in read_digit.without_holes(regions(*drawn))] == [1]
+
+
+@pytest.mark.parametrize("inner, kept", [
+    ([190, 120, 210, 300], [2]),  # a stroke in a frame
+    ([120, 120, 200, 300], [1, 2])], ids=["frame", "digit"])  # the inside of an open 0
+def test_a_frame_stands_off_from_what_it_surrounds(inner, kept):
+    marks = regions((1, [100, 50, 300, 350], 20), (2, inner, 0))
+    assert [mark.intensity_max for mark in read_digit.without_frames(marks, (400, 400))] == kept
 
 
 def test_a_digit_in_two_parts_is_read_whole():
@@ -341,19 +278,19 @@ def test_a_digit_in_two_parts_is_read_whole():
     assert parts[:, 100:225].sum() > 0.8 * whole[:, 100:225].sum()
 
 
-def test_what_is_left_out_is_said():
-    with pytest.warns(UserWarning, match="leaves out 1 smaller"):
-        ink = read_digit.find_digit(strokes([(120, 60), (120, 340)], [(300, 100), (300, 130)]))
+def test_smaller_marks_are_ignored_with_a_note_and_larger_ones_refused():
+    with pytest.warns(read_digit.IgnoredMarks, match=r"\b1\b"):
+        ink = read_digit.find_digit(strokes(LINE, [(300, 100), (300, 130)]))
     assert not ink[:, 250:].any()
-    with pytest.raises(read_digit.Unreadable, match="more than one thing"):
-        read_digit.find_digit(strokes([(120, 60), (120, 340)], [(300, 100), (300, 220)]))
+    with pytest.raises(read_digit.Unreadable, match="several marks"):
+        read_digit.find_digit(strokes(LINE, [(300, 100), (300, 220)]))
 
 
-def test_the_command_says_what_is_left_out_and_nothing_of_what_libraries_say(
+def test_the_command_prints_how_many_marks_it_ignored_and_no_warnings_of_libraries(
         trained_file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(trained_file.parent)
     monkeypatch.setattr(sys, "argv", ["read_digit.py", str(tmp_path / "digit.png")])
-    strokes([(120, 60), (120, 340)], [(300, 100), (300, 130)]).save(tmp_path / "digit.png")
+    strokes(LINE, [(300, 100), (300, 130)]).save(tmp_path / "digit.png")
     convert = Image.Image.convert
 
     def deprecated(*arguments, **more):
@@ -364,7 +301,7 @@ def test_the_command_says_what_is_left_out_and_nothing_of_what_libraries_say(
     monkeypatch.setattr(Image.Image, "convert", deprecated)
     read_digit.main()
     answer, note = capsys.readouterr().out.splitlines()
-    assert ", with probability " in answer and note.startswith("It leaves out 1 smaller")
+    assert ", with probability " in answer and " 1 " in note
 
 
 def test_the_stroke_between_outlines_is_the_digit():
@@ -394,12 +331,11 @@ def two_digits():
     return picture
 
 
-@pytest.mark.parametrize("draw, sentence", [
-    (desk_alone, "shows no digit"), (blot, "shows no digit: what stands out"),
-    (two_digits, "shows more than one thing")],
+@pytest.mark.parametrize("draw, message", [
+    (desk_alone, "no digit"), (blot, "no digit"), (two_digits, "several marks")],
     ids=lambda value: getattr(value, "__name__", ""))
-def test_what_is_not_one_digit_is_told(draw, sentence):
-    with pytest.raises(read_digit.Unreadable, match=sentence):
+def test_what_is_not_one_digit_is_refused(draw, message):
+    with pytest.raises(read_digit.Unreadable, match=message):
         read_digit.find_digit(grey(draw()))
 
 
@@ -407,16 +343,16 @@ def network(*layers):
     return keras.Sequential([keras.Input([28, 28]), *layers, keras.layers.Dense(10, "softmax")])
 
 
-def test_a_network_that_reads_forwards_is_asked_on_its_way():
+def test_a_network_that_reads_forwards_gives_its_outputs_along_the_way():
     images = np.random.default_rng(0).random([3, 28, 28], np.float32)
     model = network(keras.layers.Dense(8), keras.layers.LSTM(8))
-    every_row = read_digit.after_every_row(read_digit.for_any_rows(model), images)
+    outputs = read_digit.after_every_timestep(read_digit.for_any_length(model), images)
     hidden, lstm, out = model.layers
-    on_its_way = keras.layers.LSTM(8, return_sequences=True)
-    on_its_way.build([None, 28, 8])
-    on_its_way.set_weights(lstm.get_weights())
-    np.testing.assert_allclose(every_row, out(on_its_way(hidden(images))), atol=1e-6)  # float32's
-    np.testing.assert_allclose(every_row[:, -1], model(images), atol=1e-6)
+    along_the_way = keras.layers.LSTM(8, return_sequences=True)
+    along_the_way.build([None, 28, 8])
+    along_the_way.set_weights(lstm.get_weights())
+    np.testing.assert_allclose(outputs, out(along_the_way(hidden(images))), atol=1e-6)  # float32's
+    np.testing.assert_allclose(outputs[:, -1], model(images), atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [
@@ -425,16 +361,16 @@ def test_a_network_that_reads_forwards_is_asked_on_its_way():
              keras.layers.SimpleRNN(8)],
     lambda: [keras.layers.Bidirectional(keras.layers.LSTM(8))],
     lambda: [keras.layers.LSTM(8, return_sequences=True), keras.layers.GlobalAveragePooling1D()]],
-    ids=["GRU", "two", "both directions", "mean"])
-def test_other_networks_get_the_first_rows_alone(layers):
+    ids=["GRU", "two", "bidirectional", "mean"])
+def test_other_networks_read_the_first_timesteps_alone(layers):
     images = np.random.default_rng(0).random([2, 28, 28], np.float32)
     model = network(*layers())
-    every_row = read_digit.after_every_row(read_digit.for_any_rows(model), images)
-    for row in (1, 9, 28):
-        outputs = images[:, :row]
+    every_timestep = read_digit.after_every_timestep(read_digit.for_any_length(model), images)
+    for length in (1, 9, 28):
+        outputs = images[:, :length]
         for layer in model.layers:
             outputs = layer(outputs)
-        np.testing.assert_allclose(every_row[:, row - 1], outputs, atol=1e-6)
+        np.testing.assert_allclose(every_timestep[:, length - 1], outputs, atol=1e-6)
 
 
 def COLUMNS():
@@ -445,10 +381,53 @@ def COLUMNS():
     COLUMNS,
     lambda: [keras.layers.Flatten(), keras.layers.Dense(8)],
     lambda: [keras.layers.Conv1D(8, 3), keras.layers.LSTM(8)]],  # needs three
-    ids=["columns", "all at once", "three rows"])
-def test_a_network_that_takes_all_rows_at_once_is_told(layers):
-    with pytest.raises(read_digit.Unreadable, match="takes 28 rows at a time"):
-        read_digit.for_any_rows(network(*layers()))
+    ids=["columns", "all at once", "three timesteps"])
+def test_a_network_for_all_timesteps_at_once_is_refused(layers):
+    with pytest.raises(read_digit.Unreadable, match="28 timesteps"):
+        read_digit.for_any_length(network(*layers()))
+
+
+def scaled(images):
+    pixels = (images / 255 - 0.1307) / 0.3081
+    return pixels.astype(np.float32).reshape(-1, 28, 28)
+
+
+@pytest.mark.parametrize("changes, undo", [
+    (dict(rows_of=scaled), keras.layers.Rescaling(0.3081, 0.1307)),
+    (dict(N_STEPS=14, N_INPUT=56), keras.layers.Reshape([28, 28]))], ids=["scaled", "14x56"])
+def test_an_image_is_scaled_and_cut_as_the_edited_script_does(
+        changes, undo, trained_file, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["read_digit.py", "digit.png"])
+    strokes([(120, 80), (280, 80), (180, 340)]).save("digit.png")
+    model = keras.models.load_model(trained_file)
+    model.save("rnn_mnist.keras")
+    read_digit.main()
+    for name, value in changes.items():
+        monkeypatch.setattr(rnn_mnist, name, value)
+    keras.Sequential([keras.Input([rnn_mnist.N_STEPS, rnn_mnist.N_INPUT]), undo, model]).save(
+        "rnn_mnist.keras")
+    read_digit.main()
+    expected, answer = capsys.readouterr().out.splitlines()
+    assert answer == expected
+
+
+def test_probabilities_may_be_rounded(tmp_path):
+    model = keras.Sequential([keras.Input([28, 28]), keras.layers.Flatten(),
+                              keras.layers.Dense(10, "softmax", dtype="bfloat16")])
+    model.layers[-1].bias.assign(0.075 * np.arange(10))  # they add up to 0.996
+    model.save(tmp_path / "a.keras")
+    read_digit.load_model(tmp_path / "a.keras")
+
+
+@pytest.mark.parametrize("biases", [[1] * 10, [2, -1] + [0] * 8, [np.nan] * 10])
+def test_outputs_that_are_no_probabilities_are_refused(biases, tmp_path):
+    model = network(keras.layers.Flatten())
+    model.layers[-1].activation = keras.activations.linear
+    model.layers[-1].bias.assign(biases)  # the outputs for a black image
+    model.save(tmp_path / "a.keras")
+    with pytest.raises(read_digit.Unreadable, match=f"add up to {np.sum(biases)}"):
+        read_digit.load_model(tmp_path / "a.keras")
 
 
 @pytest.mark.slow
@@ -456,26 +435,26 @@ def test_the_command_prints_a_digit_and_its_probability(trained_file, tmp_path, 
     images, labels = drawings()
     probabilities = np.asarray(keras.models.load_model(trained_file)(normalized(images)))
     clearest = probabilities[np.arange(DIGITS), labels].argmax()
-    photo(images[clearest], np.random.default_rng(0))[0].save(tmp_path / "digit.jpg")
+    photo(images[clearest], np.random.default_rng(0)).save(tmp_path / "digit.jpg")
     monkeypatch.chdir(tmp_path)
-    for pictures, sentence in [([], "It reads one picture"), (["nothing.png"], "can't be read"),
-                               (["digit.jpg"], "rnn_mnist.keras can't be loaded")]:
+    for pictures, fact in [([], "got 0"), (["nothing.png"], "nothing.png"),
+                           (["digit.jpg"], "rnn_mnist.keras")]:
         monkeypatch.setattr(sys, "argv", ["read_digit.py", *pictures])
-        with pytest.raises(SystemExit, match=sentence) as end:  # to standard error, with status 1
+        with pytest.raises(SystemExit, match=fact) as end:  # to standard error, with status 1
             read_digit.main()
         assert "\n" not in end.value.code
-    # of a run without MNIST, with a function of one's own in it
-    mine = "@keras.saving.register_keras_serializable()\ndef mine(rows):\n    return rows"
+    # the model of a run without MNIST, with a custom function
+    custom = "@keras.saving.register_keras_serializable()\ndef custom(x):\n    return x"
     variables = {"keras": keras}
-    exec(mine, variables)
+    exec(custom, variables)
     model = keras.models.load_model(trained_file)
-    model.layers[0].activation = variables["mine"]
+    model.layers[0].activation = variables["custom"]
     model.save("rnn_mnist-uci_digits.keras")
-    script(tmp_path, mine)
+    script(tmp_path, custom)
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "read_digit.py", "docs")
     answer = subprocess.run([sys.executable, "docs/read_digit.py", "digit.jpg"],
                             env=environment(), capture_output=True, text=True, timeout=TIMEOUT)
-    assert answer.returncode == 0 and "rnn_mnist-uci_digits.keras reads" in answer.stderr, answer
+    assert answer.returncode == 0 and "rnn_mnist-uci_digits.keras" in answer.stderr, answer
     digit, probability = answer.stdout.removesuffix("\n").split(", with probability ")
     assert int(digit) == labels[clearest] and 0.5 < float(probability) <= 1

@@ -137,7 +137,7 @@ def test_sequences_come_from_a_csv_file(settings, capsys):
     out, err = capsys.readouterr()
     accuracy = re.search(r"^Testing Accuracy, all 359 sequences: (\S+)$", out, re.MULTILINE)[1]
     assert float(accuracy) > 0.8 and "images" not in out
-    assert "my sequences: 1438 to train on, 359 to test; " in err
+    assert "my sequences: 1438 training and 359 test sequences, " in err
     assert keras.models.load_model("sequences.keras").input_shape == (None, 8, 8)
 
 

@@ -18,9 +18,7 @@ LOG_LINE = re.compile(r"Iter (\d+), Minibatch Loss= (\d+\.\d{6}), Training Accur
 
 
 def train(model, sequences, labels):
-    seen, problem = rnn_mnist.train(model, sequences, labels, "mine", signals=[])
-    assert problem is None
-    return seen
+    return rnn_mnist.train(model, sequences, labels, "mine", signals=[])
 
 
 # the loop and its log
@@ -74,8 +72,7 @@ def test_a_line_of_the_log_is_there_when_it_is_printed(settings, monkeypatch, tm
         monkeypatch.setattr(sys, "stdout", log)
         rnn_mnist.main()
         assert len((tmp_path / "log").read_text().splitlines()) == 6
-    # after the first update, before each line, after the last, and when all are there
-    assert there == [0, 0, 1, 2, 3, 4]
+    assert there == [0, 1, 2, 4]  # before each line, and before the testing lines
 
 
 def test_standard_output_is_the_log_alone(settings, monkeypatch, small_data_dir, capfd):
@@ -88,7 +85,7 @@ def test_standard_output_is_the_log_alone(settings, monkeypatch, small_data_dir,
     assert finished == "Optimization Finished!"
     assert re.fullmatch(r"Testing Accuracy: 0\.\d+", of_first)
     assert re.fullmatch(r"Testing Accuracy, all 300 images: 0\.\d+", of_all)
-    assert "MNIST: 600 to train on, 300 to test; 21 updates by minibatches of 100." in err
+    assert "MNIST: 600 training and 300 test sequences, 21 updates with minibatches of 100." in err
     assert re.search(r"Training ended at Iter 2100 after \d+\.\d s\.", err)
 
 
@@ -123,7 +120,7 @@ def test_a_seed_gives_the_same_split_to_data_drawn_at_random(settings):
 def test_the_initial_weights_depend_on_the_seed(settings, monkeypatch):
     initial = []
     monkeypatch.setattr(rnn_mnist, "train", lambda model, *rest: initial.append(
-        [weight.tobytes() for weight in model.get_weights() if weight.ndim == 2]) or (0, None))
+        [weight.tobytes() for weight in model.get_weights() if weight.ndim == 2]))
     for seed in (0, 0, 1, None, None):
         settings(**QUICK, SEED=seed, load_data=lambda: 2 * [
             (np.zeros([100, 4, 196]), np.zeros(100, int))] + ["zeros"])
@@ -162,6 +159,16 @@ def test_a_test_set_below_test_len_is_tested_whole(settings, capsys):
                                       "Testing Accuracy, all 3 sequences: 1.0\n"
 
 
+def test_minibatches_of_one_image_do_not_slow_the_test(settings, capsys):
+    """One image at a time, the 10,000 of MNIST took half a minute."""
+    settings(BATCH_SIZE=1)
+    model, asked = keras.Sequential([keras.layers.Flatten(), keras.layers.Softmax()]), []
+    predict = model.predict
+    model.predict = lambda x, batch_size, **more: asked.append(batch_size) or predict(x, **more)
+    rnn_mnist.test(model, np.zeros([300, 2, 2], np.float32), np.zeros(300, int), "zeros")
+    assert asked == [128]
+
+
 # divergence
 
 
@@ -175,36 +182,28 @@ def test_a_diverged_training_stops_and_saves_nothing(settings, untraced, small_d
     with pytest.raises(rnn_mnist.TrainingError) as error:
         rnn_mnist.main()
     message = str(error.value)
-    assert f"not finite at Iter {seen}. " in message and "learning rate, here 1e+30, " in message
-    out, err = capsys.readouterr()
-    assert out == ""  # neither the loss nor an accuracy
-    assert err.endswith(f"\nNothing is saved. {message}\n")
+    assert f"Iter {seen}" in message and "1e+30" in message
+    assert capsys.readouterr().out == ""  # neither the loss nor an accuracy
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert os.listdir(tmp_path) == ["rnn_mnist.keras"]
 
 
-def weightless(loss):
-    """Returns a network that has nothing to learn, with a loss of one's own."""
-    model = keras.Sequential([keras.Input([1, 1]), keras.layers.Flatten(),
-                              keras.layers.Dense(10, "softmax")])
-    model.compile(loss=loss)
-    return model
-
-
-@pytest.mark.parametrize("spoilt", ["loss", "weight"])
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-def test_a_loss_or_a_weight_alone_that_is_not_finite_is_found(settings, tmp_path, spoilt, value):
-    """Without a line of the log. The gradients, and so all other weights, stay finite."""
+def test_a_weight_alone_that_is_not_finite_is_found(settings, tmp_path, value):
+    """Without a line of the log: all else stays finite."""
+    class Spoiler(keras.optimizers.SGD):
+        def apply(self, gradients, variables):
+            variables[-1].assign([value] + [0] * 9)
+
     def build_model():
-        model = weightless(lambda labels, probabilities: probabilities[:, 0] * 0
-                           + (value if spoilt == "loss" else 1))
-        if spoilt == "weight":
-            model.layers[1].bias.assign([value] + [0] * 9)
+        model = keras.Sequential([keras.Input([1, 1]), keras.layers.Flatten(),
+                                  keras.layers.Dense(10, "softmax")])
+        model.compile(Spoiler(), "sparse_categorical_crossentropy")
         return model
 
     settings(build_model=build_model, N_STEPS=1, N_INPUT=1, BATCH_SIZE=5, TRAINING_ITERS=30,
              load_data=lambda: 2 * [(np.ones([10, 1, 1]), [0, 1] * 5)] + ["ones"])
-    with pytest.raises(rnn_mnist.TrainingError, match="not finite at Iter 25. .* 0.001, "):
+    with pytest.raises(rnn_mnist.TrainingError, match="Iter 25"):
         rnn_mnist.main()
     assert os.listdir(tmp_path) == []
 
@@ -267,9 +266,9 @@ def test_whole_run_offline(tmp_path):
     accuracy = re.fullmatch(rf"Testing Accuracy: (0\.\d+){note}", of_256)[1]
     assert re.fullmatch(rf"Testing Accuracy, all 256 images: {accuracy}{note}", of_all)
     assert float(accuracy) > 0.8  # 0.9 here; 0.1 by guessing
-    for part in ["train-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz", "UCI digits",
+    for fact in ["storage.googleapis.com", "README.md", "UCI digits",
                  str(home / "tensorflow_datasets" / "downloads" / "mnist")]:
-        assert part in err
+        assert fact in err
     assert not (home / "tensorflow_datasets").exists()  # no litter
     assert (tmp_path / "rnn_mnist-uci_digits.keras").stat().st_size > 0
 

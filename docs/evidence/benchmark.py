@@ -282,7 +282,7 @@ def changed_network(contestant, network, units):
         clock = step_clock(keras)
         model.fit(images, labels, batch_size=128, verbose=0, callbacks=[clock])
         return statistics.median(clock.seconds[3:])
-    network = rnn_mnist.faster(rnn_mnist.check_model(model))
+    network = rnn_mnist.faster(model)
     seconds = []
     for first in range(0, len(images), 128):
         start = time.perf_counter()
@@ -324,23 +324,26 @@ def timed_run():
 
     ends = [("starting Python, importing TensorFlow, Keras and TFDS", time.monotonic())]
 
-    def mark(function, part, before=False):
-        """Notes the end of `part` the first time that `function` ends or, `before`, begins."""
+    def note_end(part):
+        if part not in dict(ends):
+            ends.append((part, time.monotonic()))
+
+    def mark(function, part, before=None):
+        """Notes the end of `part` when `function` ends, and of the part `before` when it begins."""
         def marked(*arguments):
-            if before and part not in dict(ends):
-                ends.append((part, time.monotonic()))
+            if before:
+                note_end(before)
             result = function(*arguments)
-            if part not in dict(ends):
-                ends.append((part, time.monotonic()))
+            note_end(part)
             return result
         return marked
 
     folder = tempfile.TemporaryDirectory()
     rnn_mnist.MODEL_PATH = os.path.join(folder.name, "rnn_mnist.keras")
     rnn_mnist.load_data = mark(rnn_mnist.load_data, "reading the data")
-    rnn_mnist.measure = mark(rnn_mnist.measure, "building the model, tracing, the first update")
-    save = mark(rnn_mnist.save, "saving")
-    rnn_mnist.save = mark(save, "the rest of the training", before=True)
+    rnn_mnist.train = mark(rnn_mnist.train, "the rest of the training, and saving",
+                           before="building the model, the rehearsals")
+    rnn_mnist.measure = mark(rnn_mnist.measure, "tracing, the first ten updates")
     rnn_mnist.test = mark(rnn_mnist.test, "testing on all test images")
     rnn_mnist.main()
     return ends

@@ -1,4 +1,4 @@
-"""The speed part: the short way against Keras's layers, when it is taken, and what it costs."""
+"""The speed part: the fast path against Keras's layers, when it is taken, and what it costs."""
 
 import os
 import pathlib
@@ -46,11 +46,11 @@ def outputs_and_gradients(outputs_of, model, sequences, labels):
 def test_outputs_and_gradients_are_the_layers(settings, cpu, n, n_steps, n_input, n_hidden, cores):
     settings(CORES=cores)
     model, sequences, labels = case(settings, n, n_steps, n_input, n_hidden)
-    short = outputs_and_gradients(rnn_mnist.short_way, model, sequences, labels)
+    short = outputs_and_gradients(rnn_mnist.fast_path, model, sequences, labels)
     layers = outputs_and_gradients(lambda model, x: model(x), model, sequences, labels)
     assert len(short) == 8
-    for of_short_way, of_layers in zip(short, layers):
-        error = np.linalg.norm(of_short_way - of_layers)
+    for of_fast_path, of_layers in zip(short, layers):
+        error = np.linalg.norm(of_fast_path - of_layers)
         assert error <= 1e-5 * np.linalg.norm(of_layers)  # float32's rounding through the sums
 
 
@@ -59,10 +59,10 @@ def test_outputs_and_gradients_are_the_layers(settings, cpu, n, n_steps, n_input
 def test_every_core_gets_an_even_share_of_at_least_32(settings, cpu, monkeypatch, n, cores):
     settings(CORES=cores)
     model, sequences, _ = case(settings, n, 1, 784, 1)
-    shards, last_output = [], rnn_mnist.last_output
-    monkeypatch.setattr(rnn_mnist, "last_output", lambda hidden, cell, rows: (
-        shards.append(len(rows)) or last_output(hidden, cell, rows)))
-    rnn_mnist.short_way(model, sequences)
+    shards, last_hidden_state = [], rnn_mnist.last_hidden_state
+    monkeypatch.setattr(rnn_mnist, "last_hidden_state", lambda hidden, cell, rows: (
+        shards.append(len(rows)) or last_hidden_state(hidden, cell, rows)))
+    rnn_mnist.fast_path(model, sequences)
     assert sum(shards) == n and max(shards) - min(shards) <= 1
     assert len(shards) == 1 if n < 64 else min(shards) >= 32
     assert len(shards) <= cores and (len(shards) == cores or n // (len(shards) + 1) < 32)
@@ -79,11 +79,27 @@ def test_784_timesteps_make_no_larger_a_graph_than_112(settings, cpu):
     assert sizes[0] == sizes[1]
 
 
+@pytest.mark.parametrize("x_type, y_type", [("float64", "int32"), ("float16", "uint8"),
+                                            ("int32", "float32")])
+def test_minibatches_of_other_types_are_cast_as_keras_casts_them(settings, cpu, x_type, y_type):
+    """As a custom `minibatches` may yield them: with noise, say, in float64."""
+    model, sequences, labels = case(settings, 8, 3, 4, 5)
+    sequences, labels = (9 * sequences).astype(x_type), labels.astype(y_type)
+    fast = rnn_mnist.faster(model)
+    assert fast is not model
+    expected = model.test_on_batch(sequences, labels, return_dict=True)
+    measured = fast.test_on_batch(sequences, labels, return_dict=True)
+    assert {name: float(value) for name, value in measured.items()} == pytest.approx(
+        {name: float(value) for name, value in expected.items()}, rel=1e-5)  # float32's rounding
+    assert fast.train_on_batch(sequences, labels) is None  # as its docstring has it
+    assert fast.test_on_batch(sequences, labels)["loss"] < measured["loss"]
+
+
 # when it is taken
 
 
 def is_taken(model):
-    """Returns whether a model trains and is tested by the short way, not by itself."""
+    """Returns whether a model trains and is tested by the fast path, not by itself."""
     network = rnn_mnist.faster(model)
     assert hasattr(network, "train_on_batch") and hasattr(network, "test_on_batch")
     return network is not model
@@ -278,7 +294,7 @@ def test_without_the_speed_part_the_script_trains_the_same(settings, monkeypatch
     """Deletes it from a copy with the call of it, as the script says one may."""
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
     source = edited(source, "network = faster(model)", "network = model")
-    begin, end = "# Speed, the third part", "# Guards, the fourth part"
+    begin, end = "# Part 3: speed", "# Part 4: guards"
     source = edited(edited(source, begin, begin), end, end)  # which says if they are gone
     source = source[:source.index(begin)] + source[source.index(end):]
     (tmp_path / "short.py").write_text(source, encoding="utf-8")

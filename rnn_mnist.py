@@ -323,7 +323,6 @@ def faster(model):
         return {"loss": tf.reduce_mean(model.compute_loss(x=x, y=y, y_pred=outputs)),
                 "accuracy": tf.reduce_mean(correct)}
 
-    model.optimizer.build(model.trainable_variables)  # otherwise the first update is traced twice
     return types.SimpleNamespace(train_on_batch=train_on_batch, test_on_batch=test_on_batch)
 
 
@@ -495,8 +494,11 @@ def check_split(x, y, split):
 
 
 def check_outputs(model, x):
-    """Builds the model for minibatches of any size and checks its outputs for a minibatch x."""
-    model(keras.Input([N_STEPS, N_INPUT]))
+    """Builds the model and its optimizer and checks the model's outputs for a minibatch x."""
+    model(keras.Input([N_STEPS, N_INPUT]))  # for minibatches of any size
+    if model.compiled:  # otherwise Keras complains in training
+        with model.distribute_strategy.scope():
+            model.optimizer.build(model.trainable_variables)
     outputs = model.predict(x, verbose=0)
     shape = tf.nest.map_structure(np.shape, outputs)
     check(shape == (len(x), N_CLASSES), f"The model's outputs have shape {shape}, but for "
@@ -519,7 +521,7 @@ def deferred_signals():
     """
     signals, earlier_handlers = [], {}
     for name in ("SIGINT", "SIGTERM", "SIGHUP",  # sent by users and the system
-                 "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM"):  # sent by schedulers, limits and timers
+                 "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGALRM"):  # sent by schedulers and limits
         number = getattr(signal, name, None)  # Windows has only the first two
         handler = number and signal.getsignal(number)
         if handler in (signal.SIG_DFL, signal.default_int_handler):
@@ -544,9 +546,8 @@ def deferred_signals():
 def failure_of(model, seen, loss):
     """Returns an error message if the model is not worth saving, otherwise None."""
     if not all(np.isfinite(value).all() for value in [loss, *model.get_weights()]):
-        rate = float(model.optimizer.learning_rate)
         return (f"The training diverged: the loss or a parameter is not finite at Iter {seen}. Try "
-                f"a learning rate below {rate:g}.")
+                "a smaller learning rate.")
     if seen <= BATCH_SIZE and seen + BATCH_SIZE < TRAINING_ITERS:
         return f"The training ended at Iter {seen}, before its second update: nothing is saved."
     return None

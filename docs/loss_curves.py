@@ -22,9 +22,9 @@ if not lines:
 port = [(int(seen), float(loss)) for seen, loss in lines]
 
 plt.figure(figsize=(7, 3.5), layout="constrained")
-plt.plot(*zip(*original), "o", markersize=4,
+plt.plot(*zip(*original, strict=True), "o", markersize=4,
          label="original, TensorFlow 0.8: the 57 of 78 lines that were published")
-plt.plot(*zip(*port), "o-", markersize=3, label="rnn_mnist.py")
+plt.plot(*zip(*port, strict=True), "o-", markersize=3, label="rnn_mnist.py")
 plt.xlabel("training images seen")
 plt.ylabel("minibatch loss")
 plt.ylim(bottom=0)

@@ -14,6 +14,8 @@ import zipfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import rnn_mnist  # before Keras, since it silences TensorFlow
+
+# isort: split
 import keras
 import numpy as np
 from PIL import Image, ImageOps
@@ -169,7 +171,8 @@ def edge_fraction(region, shape):
     """Returns the fraction of a region's perimeter on the edge of a picture of this shape."""
     sides = np.array(region.bbox) == [0, 0, *shape]
     lines = region.image[0], region.image[:, 0], region.image[-1], region.image[:, -1]
-    return sum(line.sum() for side, line in zip(sides, lines) if side) / max(region.perimeter, 1)
+    ink = sum(line.sum() for side, line in zip(sides, lines, strict=True) if side)
+    return ink / max(region.perimeter, 1)
 
 
 def is_shadow(region, gradient):
@@ -319,7 +322,8 @@ def digit_of(*inks):
             others.append(mark)
     if others:
         noun = "mark" if len(others) == 1 else "marks"
-        warnings.warn(f"Ignored {len(others)} other {noun} in the picture.", IgnoredMarks)
+        warnings.warn(f"Ignored {len(others)} other {noun} in the picture.", IgnoredMarks,
+                      stacklevel=2)
     ink = inks[int(digit.intensity_max) - 1]
     ink = np.where(mask_of(own, shape, reach=2), ink, 0)  # with their grey edges
     return with_thick_strokes(ink.astype(np.float32))

@@ -17,8 +17,8 @@ import matplotlib.pyplot as plt
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
-import read_digit
-from read_digit import rnn_mnist
+import read_digit  # noqa: E402
+from read_digit import rnn_mnist  # noqa: E402
 
 try:
     _, (x, labels), name = rnn_mnist.load_data()
@@ -48,7 +48,7 @@ if not chosen:
 chosen.sort(key=lambda index: labels[index])
 
 figure, axes = plt.subplots(2, 6, figsize=(10, 5), layout="constrained", width_ratios=[1.5, 1] * 3)
-for index, (digit, belief) in zip(chosen, axes.reshape(6, 2)):
+for index, (digit, belief) in zip(chosen, axes.reshape(6, 2)[:len(chosen)], strict=True):
     digit.imshow(x[index].reshape(28, 28), cmap="gray", aspect="auto")
     digit.set(xticks=[], yticks=[0, 6, 13, 20, 27], yticklabels=[1, 7, 14, 21, 28], ylabel="row")
     belief.imshow(probabilities[index], cmap="Blues", vmin=0, vmax=1, aspect="auto")

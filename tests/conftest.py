@@ -1,18 +1,12 @@
-"""What the tests share: settings, data, a mock of a GPU, and runs of the script as people run it.
+"""What the tests share: constants, data, a mock of a GPU, and runs of the script as people run it.
 
-Most tests call functions of rnn_mnist, `main` included, in pytest's own process: `settings` gives
-them constants, an empty folder and no network. Where a process is what matters, its end or what
-it leaves in a terminal, a test runs a copy of the script:
+Most tests call `rnn_mnist.main` in pytest's own process: `settings` gives it constants, an empty
+folder and no network. Where a process is what matters, a test runs a copy of the script:
 
-    path = script(tmp_path, **QUICK, DATA_DIR=str(small_data_dir))  # a copy, its constants edited
-    status, out, err = run(path)  # to its end; or step by step:
-    process = start(path)
-    wait_for_pause(process)  # ... where `before_main` has put a pause, see pauses.py
-    process.send_signal(signal.SIGINT)
-    status, out, err = go_on(process)  # past all pauses to come; or end(process)
+    path = script(tmp_path, **QUICK, DATA_DIR=small_data_dir)  # a copy, its constants edited
+    status, out, err = run(path)
 
-`before_main` is code that the copy runs once its functions are there, just before `main` starts:
-it may replace any of them. No test waits for a time: they wait for what happens.
+No test waits for a time: they wait for what happens.
 """
 
 import contextlib
@@ -30,54 +24,27 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs"), str(ROOT / "tests")]
+# where TFDS has MNIST for whoever runs the tests; tests themselves change the environment
+MNIST_DIR = os.getenv("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
 
-import rnn_mnist  # before TensorFlow, since it chooses Keras's backend
-import small_mnist
-import tensorflow as tf
+import rnn_mnist  # noqa: E402, before TensorFlow, since it chooses Keras's backend
+
+# isort: split
+import small_mnist  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 # an address where nothing listens stands for a network that is down
 NO_NETWORK = dict.fromkeys(["HTTPS_PROXY", "https_proxy"], "http://127.0.0.1:9")
-QUICK = dict(TRAINING_ITERS=2200, N_STEPS=4, N_INPUT=196, N_HIDDEN=16, BATCH_SIZE=100)  # seconds
-LONG = {**QUICK, "TRAINING_ITERS": 10**9}  # a run that only ends when something ends it
-TIMEOUT = 600  # s until a test gives up what hangs, however slow the machine
+# 7 updates, two lines of the log, less than a second
+QUICK = dict(TRAINING_ITERS=800, BATCH_SIZE=100, DISPLAY_STEP=3, N_STEPS=2, N_INPUT=392,
+             N_HIDDEN=16)
+ENDLESS = {**QUICK, "TRAINING_ITERS": 10**9}  # until something ends it
+TIMEOUT = 600  # s until a process is given up, however slow the machine
 VERSION_DIR = pathlib.Path("mnist", "3.0.1")  # of MNIST in a data directory
 FILES_DIR = pathlib.Path("downloads", "mnist")  # of its four files
-
-# The script's own text that tests edit: everything else they change by replacing functions.
-TEXTS = {
-    'if __name__ == "__main__":\n': "conftest.py puts a test's code before it",
-    "# Part 3: speed": "test_fast_path.py deletes from here",
-    "# Part 4: guards": "test_fast_path.py deletes up to here",
-    "network = faster(model)": "test_fast_path.py deletes the call with the speed part",
-}
+MAIN = 'if __name__ == "__main__":\n'
 
 posix = pytest.mark.skipif(os.name != "posix", reason="signals, limits, permissions of POSIX")
-
-
-def prepared_mnist():
-    """Returns the data directory where TFDS has MNIST prepared for the user of the tests, if any.
-
-    Called as pytest starts, since tests change the environment.
-    """
-    data_dir = os.getenv("TFDS_DATA_DIR") or os.path.expanduser("~/tensorflow_datasets")
-    return data_dir if pathlib.Path(data_dir, VERSION_DIR, "dataset_info.json").exists() else None
-
-
-MNIST_DIR = prepared_mnist()
-
-
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: left out by -m 'not slow', which takes a minute")
-    for known in [
-            "__array__ implementation doesn't accept",  # Keras's, of each array made of a variable
-            ".*got an unexpected keyword argument '___pyct_anno'",  # AutoGraph's, on Python 3.13
-            r"label\(\) is deprecated. Use is_required"]:  # TFDS's, on Python 3.10
-        config.addinivalue_line("filterwarnings", f"ignore:{known}:DeprecationWarning")
-    # TensorFlow's, which says that functions of tf.data are traced all the same
-    config.addinivalue_line("filterwarnings", "ignore:Even though the .tf.config.experimental")
-
-
-# settings and data
 
 
 @pytest.fixture
@@ -96,6 +63,14 @@ def settings(monkeypatch, tmp_path):
 
 
 @pytest.fixture
+def quick(settings, small_data, tmp_path):
+    """As `settings`: a run of a second on the small MNIST, beside the model of an earlier run."""
+    settings(**QUICK, load_data=lambda: small_data)
+    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
+    return settings
+
+
+@pytest.fixture
 def untraced():
     """Spares TensorFlow the tracing, most of a short run's time: what it computes is the same."""
     tf.config.run_functions_eagerly(True)
@@ -105,14 +80,43 @@ def untraced():
 
 @pytest.fixture
 def refusal(capsys):
-    """Returns the sentence with which a function refuses, unsaved and untested."""
+    """Returns the message with which main, or a function, refuses, having printed nothing else."""
     def of(function=None):
         with pytest.raises(rnn_mnist.TrainingError) as refused:
             (function or rnn_mnist.main)()
-        assert capsys.readouterr().out == ""
-        return str(refused.value)
+        message = str(refused.value)
+        assert capsys.readouterr().out == "" and len(message.splitlines()) == 1
+        return message
 
     return of
+
+
+@pytest.fixture
+def when_printed(monkeypatch):
+    """Calls a function as soon as a line that begins with some text is printed."""
+    def when_printed(text, action):
+        log = sys.stdout
+
+        class Watched:
+            def write(self, line):
+                if line.startswith(text):
+                    action()
+                return log.write(line)
+
+            def flush(self):
+                log.flush()
+
+        monkeypatch.setattr(sys, "stdout", Watched())
+
+    return when_printed
+
+
+def updates_of(path="rnn_mnist.keras"):
+    """Returns after how many updates a model was saved."""
+    return int(tf.keras.models.load_model(path).optimizer.iterations)
+
+
+# data
 
 
 @pytest.fixture(scope="session")
@@ -120,28 +124,34 @@ def small_data_dir(tmp_path_factory):
     """A data directory with the small MNIST, prepared by TFDS. Tests copy it to change it."""
     data_dir = tmp_path_factory.mktemp("tensorflow_datasets")
     write_files(data_dir)
-    undo = small_mnist.adapt_tfds()
-    with pytest.MonkeyPatch.context() as patch:
+    with small_mnist.in_tfds(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(rnn_mnist, "DATA_DIR", str(data_dir))
         rnn_mnist.read_mnist()
-    undo()
-    return data_dir
+    return str(data_dir)
 
 
-def write_files(data_dir, folder=FILES_DIR):
-    """Puts the small MNIST's four files into a data directory, as by hand; returns the folder."""
-    (data_dir / folder).mkdir(parents=True)
+@pytest.fixture(scope="session")
+def small_data(small_data_dir):
+    """What load_data returns of the small MNIST, with the timesteps of QUICK."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**QUICK, "DATA_DIR": small_data_dir}.items():
+            patch.setattr(rnn_mnist, name, value)
+        return rnn_mnist.load_data()
+
+
+def write_files(data_dir):
+    """Puts the small MNIST's four files into a data directory, as by hand; returns their folder."""
+    (data_dir / FILES_DIR).mkdir(parents=True)
     for name, content in small_mnist.files().items():
-        (data_dir / folder / name).write_bytes(content)
-    return data_dir / folder
+        (data_dir / FILES_DIR / name).write_bytes(content)
+    return data_dir / FILES_DIR
 
 
 @pytest.fixture
 def small_files():
     """TFDS takes the small files for MNIST's while the test runs."""
-    undo = small_mnist.adapt_tfds()
-    yield
-    undo()
+    with small_mnist.in_tfds():
+        yield
 
 
 def normalized(images):
@@ -200,23 +210,20 @@ def full_disk(size):
 # copies of the script
 
 
-def edited(source, old, new):
-    """Returns the script's text with one of the TEXTS replaced."""
-    assert source.count(old) == 1, f"{old!r} is no longer in rnn_mnist.py, once: {TEXTS[old]}"
-    return source.replace(old, new)
-
-
 def script(folder, before_main="", **constants):
-    """Copies rnn_mnist.py into `folder`, with its sample; edits its constants as a user would."""
+    """Copies rnn_mnist.py into `folder`, with its sample; edits its constants as a user would.
+
+    `before_main` is code for its end, which may replace any function of the copy.
+    """
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
     for name, value in constants.items():
-        source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _: f"{name} = {value!r}  ",
-                                  source, flags=re.MULTILINE)
+        source, changed = re.subn(rf"^{name} = [^#\n]*", lambda _, line=f"{name} = {value!r}  ":
+                                  line, source, flags=re.MULTILINE)
         assert changed == 1, f"the constant {name} is not in rnn_mnist.py, once"
-    main = 'if __name__ == "__main__":\n'
-    source = edited(source, main, f"{before_main}\n\n{main}")
+    assert source.count(MAIN) == 1
     folder.mkdir(exist_ok=True)
-    (folder / "rnn_mnist.py").write_text(source, encoding="utf-8")
+    (folder / "rnn_mnist.py").write_text(source.replace(MAIN, f"{before_main}\n\n{MAIN}"),
+                                         encoding="utf-8")
     (folder / "uci_digits.npz").write_bytes((ROOT / "uci_digits.npz").read_bytes())
     return folder / "rnn_mnist.py"
 
@@ -239,41 +246,24 @@ def environment(**changes):
 
 def usual_signals():
     """For a new process: ignores no signal, though tests that run in the background may."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)
 
 
 def start(path, env=None, command=(), **kwargs):
     """Starts a copy of the script in its folder, as `python rnn_mnist.py` there would."""
-    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
     if os.name == "posix":
         kwargs.setdefault("preexec_fn", usual_signals)
     return subprocess.Popen(command or [sys.executable, path.name], cwd=path.parent, text=True,
-                            env=env or environment(), **{**pipes, **kwargs})
+                            env=env or environment(), stdout=subprocess.PIPE,
+                            **{"stderr": subprocess.PIPE, **kwargs})
 
 
 def run(path, env=None, **kwargs):
     """Runs a copy to its end; returns its exit status, standard output and standard error."""
-    return end(start(path, env, **kwargs))
-
-
-def wait_for_pause(process):
-    """Returns once the run pauses; nothing it does from then on is missed."""
-    while "paused" not in (line := process.stderr.readline()):
-        assert line, (process.wait(), process.stdout.read())
-
-
-def go_on(process):
-    """Lets the run go on, past all pauses to come, to its end; returns what `run` does."""
-    process.stdin.close()
-    process.stdin = None
-    return end(process)
-
-
-def end(process):
-    """Waits for a run's end; returns its exit status, standard output and standard error."""
-    stdout, stderr = process.communicate(timeout=TIMEOUT)
-    return process.returncode, stdout, stderr
+    process = start(path, env, **kwargs)
+    out, err = process.communicate(timeout=TIMEOUT)
+    return process.returncode, out, err
 
 
 @pytest.fixture(scope="session")
@@ -281,10 +271,10 @@ def usual_log(small_data_dir):
     """Standard output of a QUICK run on the small MNIST, in this process."""
     log = io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(log):
-        for name, value in {**QUICK, "DATA_DIR": str(small_data_dir), "MODEL_PATH": None}.items():
+        for name, value in {**QUICK, "DATA_DIR": small_data_dir, "MODEL_PATH": None}.items():
             patch.setattr(rnn_mnist, name, value)
         patch.setattr(tf.config, "list_physical_devices", lambda kind=None: [])
         with tf.device("CPU"):  # as processes have it
             rnn_mnist.main()
-    assert log.getvalue().startswith("Iter 1000, ")
+    assert log.getvalue().startswith("Iter 300, ")
     return log.getvalue()

@@ -15,10 +15,9 @@ HOST = "storage.googleapis.com"
 def misbehaving_proxy(behaviour, files, ca_file):
     """Runs the proxy inside the block; yields its URL and a list of the files that were asked for.
 
-    Writes `ca_file`, for $REQUESTS_CA_BUNDLE. Behaviours: "never answers", "refuses to connect",
-    "shakes no hands", "is no TLS server", "404", "403", "login page", "breaks off", "breaks off
-    after one file", "stalls"; "is right" serves `files`, {name: content}, and "is slow" too, the
-    first of them in 14 s.
+    Writes `ca_file`, for $REQUESTS_CA_BUNDLE. Behaviours: "never answers", "404", "login page",
+    "breaks off", "breaks off after one file", "stalls"; "is right" serves `files`,
+    {name: content}, and "is slow", too, the first of them in 3 s.
     """
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(ca_file))
@@ -36,24 +35,15 @@ def misbehaving_proxy(behaviour, files, ca_file):
                 closing.wait()
                 return
             read_head(self.request)
-            if behaviour == "refuses to connect":
-                self.request.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
-                return
             self.request.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
-            if behaviour == "shakes no hands":
-                closing.wait()
-                return
-            if behaviour == "is no TLS server":
-                self.request.sendall(b"<html>Please log in</html>")
-                return
             with context.wrap_socket(self.request, server_side=True) as stream:
                 name = read_head(stream).split()[1].decode().rpartition("/")[2]
                 served.append(name)
                 self.serve(stream, name)
 
         def serve(self, stream, name):
-            if behaviour in ("404", "403"):
-                stream.sendall(f"HTTP/1.1 {behaviour} No\r\nContent-Length: 0\r\n\r\n".encode())
+            if behaviour == "404":
+                stream.sendall(b"HTTP/1.1 404 No\r\nContent-Length: 0\r\n\r\n")
                 return
             login = b"<html>Please log in</html>"
             content = login if behaviour == "login page" else files[name]
@@ -66,10 +56,10 @@ def misbehaving_proxy(behaviour, files, ca_file):
                 stream.sendall(content[:half])
                 closing.wait()
             elif behaviour == "is slow" and len(served) == 1:
-                for part in range(7):
-                    first, last = (n * len(content) // 7 for n in (part, part + 1))
+                for part in range(6):
+                    first, last = (n * len(content) // 6 for n in (part, part + 1))
                     stream.sendall(content[first:last])
-                    time.sleep(1)
+                    time.sleep(0.5)
             else:
                 stream.sendall(content)
 

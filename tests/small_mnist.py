@@ -4,14 +4,14 @@ The real files may not be shipped, so TFDS's list of checksums and its counts ar
 small ones: all else, the builder's reading of the files included, is TFDS as it is.
 """
 
+import contextlib
 import gzip
 import hashlib
 import pathlib
+from unittest import mock
 
 import numpy as np
 import tensorflow_datasets as tfds
-
-import pauses
 
 COUNTS = {"train": 5600, "test": 300}  # of the 5,600, rnn_mnist sets 5,000 aside
 TRAIN_SIZE = COUNTS["train"] - 5000
@@ -39,43 +39,31 @@ def files():
     return contents
 
 
-def adapt_tfds(halfway=None, name="mnist"):
-    """Makes TFDS expect the small files in place of MNIST's, or those of another data set in its
-    format; returns what undoes it.
-
-    Calls `halfway`, if given, while TFDS prepares.
+@contextlib.contextmanager
+def in_tfds(halfway=lambda: None, name="mnist"):
+    """Inside the block, TFDS expects the small files in place of MNIST's, or of those of another
+    dataset in its format; it calls `halfway` while it prepares.
     """
     mnist = tfds.builder_cls(name)
-    split_generators, infos = mnist._split_generators, dict(mnist.url_infos)
-    generate_examples = mnist._generate_examples
+    generate_examples, split_generators = mnist._generate_examples, mnist._split_generators
 
-    def examples_with_a_break(self, **arguments):
+    def small_examples(self, **arguments):
         for number, example in enumerate(generate_examples(self, **arguments)):
             if number == 1000:
                 halfway()
             yield example
 
-    def small_split_generators(self, dl_manager):
+    def small_splits(self, dl_manager):
         generators = split_generators(self, dl_manager)
         for generator in generators:
             generator.gen_kwargs["num_examples"] = COUNTS[str(generator.name)]
         return generators
 
-    def undo():
-        mnist._split_generators, mnist._generate_examples = split_generators, generate_examples
-        mnist.url_infos.update(infos)
-
     contents = files()
-    for url, info in infos.items():
-        content = contents[info.filename]
-        checksum = hashlib.sha256(content).hexdigest()
-        mnist.url_infos[url] = type(info)(len(content), checksum, info.filename)
-    mnist._split_generators = small_split_generators
-    if halfway:
-        mnist._generate_examples = examples_with_a_break
-    return undo
-
-
-def pause_while_preparing():
-    """Adapts TFDS, for a copy of the script, and lets it pause while it prepares."""
-    adapt_tfds(pauses.pause)
+    infos = {url: type(info)(len(contents[info.filename]),
+                             hashlib.sha256(contents[info.filename]).hexdigest(), info.filename)
+             for url, info in mnist.url_infos.items()}
+    with (mock.patch.dict(mnist.url_infos, infos),
+          mock.patch.multiple(mnist, _generate_examples=small_examples,
+                              _split_generators=small_splits)):
+        yield

@@ -14,16 +14,16 @@ import sys
 import keras
 import numpy as np
 import pytest
-
-import rnn_mnist
 from conftest import ROOT, TIMEOUT, environment, posix, usual_signals
 from test_read_digit import COLUMNS, network, read_digit
+
+import rnn_mnist
 
 Image, ImageDraw = map(pytest.importorskip, ("PIL.Image", "PIL.ImageDraw"))
 http_server = pytest.importorskip("gradio.http_server")
 pytest.importorskip("playwright")
-import draw_digit
-from drawing import DIGITS, KINDS, browser, draw, opened, reading, served
+import draw_digit  # noqa: E402
+from drawing import DIGITS, KINDS, browser, draw, opened, reading, served  # noqa: E402
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,6 @@
-"""The speed part: the fast path against Keras's layers, when it is taken, and what it costs."""
+"""Speed: `faster`, `has_fast_path`, `fast_path`, `last_hidden_state`, `CORES`: what the fast path
+computes, when it is taken, and that the part can be deleted.
+"""
 
 import os
 import pathlib
@@ -7,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import QUICK, ROOT, imported, script
 
 import rnn_mnist
-from conftest import QUICK, ROOT, edited, imported, script
 
 
 def case(settings, n, n_steps, n_input, n_hidden):
@@ -46,10 +48,10 @@ def outputs_and_gradients(outputs_of, model, sequences, labels):
 def test_outputs_and_gradients_are_the_layers(settings, cpu, n, n_steps, n_input, n_hidden, cores):
     settings(CORES=cores)
     model, sequences, labels = case(settings, n, n_steps, n_input, n_hidden)
-    short = outputs_and_gradients(rnn_mnist.fast_path, model, sequences, labels)
+    fast = outputs_and_gradients(rnn_mnist.fast_path, model, sequences, labels)
     layers = outputs_and_gradients(lambda model, x: model(x), model, sequences, labels)
-    assert len(short) == 8
-    for of_fast_path, of_layers in zip(short, layers):
+    assert len(fast) == 8
+    for of_fast_path, of_layers in zip(fast, layers, strict=True):
         error = np.linalg.norm(of_fast_path - of_layers)
         assert error <= 1e-5 * np.linalg.norm(of_layers)  # float32's rounding through the sums
 
@@ -105,21 +107,9 @@ def is_taken(model):
     return network is not model
 
 
-class Sub:
-    """Classes of one's own, which may do anything under the names of Keras's."""
-
-    class Model(keras.Sequential):
-        pass
-
-    class Dense(keras.layers.Dense):
-        pass
-
-    class LSTM(keras.layers.LSTM):
-        pass
-
-
-def network(hidden={}, lstm={}, out={}, Dense=keras.layers.Dense, LSTM=keras.layers.LSTM,
-            Model=keras.Sequential):
+def network(Dense=keras.layers.Dense, LSTM=keras.layers.LSTM, Model=keras.Sequential, **options):
+    """Returns the three layers with options, {"hidden": {...}, "lstm": {...}, "out": {...}}."""
+    hidden, lstm, out = (options.get(name, {}) for name in ("hidden", "lstm", "out"))
     return compiled(Model([keras.Input([3, 4]), Dense(5, **hidden), LSTM(6, **lstm),
                            keras.layers.Dense(7, **{"activation": "softmax", **out})]))
 
@@ -143,11 +133,12 @@ def test_a_cpu_takes_it_for_the_network_as_it_stands(settings, cpu):
 
 def test_how_weights_begin_does_not_matter(cpu):
     assert is_taken(network())
-    assert is_taken(network(dict(kernel_initializer="zeros"), dict(unit_forget_bias=False, seed=3),
-                            dict(bias_initializer="ones")))
-    assert is_taken(network(dict(activation=keras.activations.linear),
-                            dict(activation=keras.activations.tanh),
-                            dict(activation=keras.activations.softmax)))
+    assert is_taken(network(hidden=dict(kernel_initializer="zeros"),
+                            lstm=dict(unit_forget_bias=False, seed=3),
+                            out=dict(bias_initializer="ones")))
+    assert is_taken(network(hidden=dict(activation=keras.activations.linear),
+                            lstm=dict(activation=keras.activations.tanh),
+                            out=dict(activation=keras.activations.softmax)))
 
 
 def test_a_gpu_takes_the_layers(gpu):
@@ -234,11 +225,13 @@ def test_an_option_that_is_set_later_takes_the_layers(cpu):
     assert not is_taken(model)
 
 
-@pytest.mark.parametrize("classes", [
-    {"Dense": Sub.Dense}, {"LSTM": Sub.LSTM}, {"Model": Sub.Model},
-    {"LSTM": keras.layers.GRU}], ids=["Dense", "LSTM", "Sequential", "GRU"])
-def test_any_other_class_takes_the_layers(cpu, classes):
-    assert not is_taken(network(**classes))
+@pytest.mark.parametrize("name, other", [
+    ("Dense", type("Dense", (keras.layers.Dense,), {})),  # custom classes may do anything
+    ("LSTM", type("LSTM", (keras.layers.LSTM,), {})), ("LSTM", keras.layers.GRU),
+    ("Model", type("Sequential", (keras.Sequential,), {}))],
+    ids=["Dense", "LSTM", "GRU", "Sequential"])
+def test_any_other_class_takes_the_layers(cpu, name, other):
+    assert not is_taken(network(**{name: other}))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int32", "float16", "float64"])
@@ -293,20 +286,21 @@ def test_without_the_speed_part_the_script_trains_the_same(settings, monkeypatch
                                                            small_data_dir, capsys):
     """Deletes it from a copy with the call of it, as the script says one may."""
     source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8")
-    source = edited(source, "network = faster(model)", "network = model")
-    begin, end = "# Part 3: speed", "# Part 4: guards"
-    source = edited(edited(source, begin, begin), end, end)  # which says if they are gone
-    source = source[:source.index(begin)] + source[source.index(end):]
-    (tmp_path / "short.py").write_text(source, encoding="utf-8")
+    before, _, rest = source.partition("# Part 3: speed")
+    _, part_4, after = rest.partition("# Part 4: guards")
+    call = "network = faster(model)"
+    assert before.count(call) == 1 and part_4
+    (tmp_path / "short.py").write_text(
+        before.replace(call, "network = model") + part_4 + after, encoding="utf-8")
     logs = []
     for module in (imported(tmp_path / "short.py"), rnn_mnist):
-        for name, value in dict(QUICK, DATA_DIR=str(small_data_dir), MODEL_PATH=None,
+        for name, value in dict(QUICK, DATA_DIR=small_data_dir, MODEL_PATH=None,
                                 DISPLAY_STEP=1).items():
             monkeypatch.setattr(module, name, value)
         assert 0 <= module.main() <= 1
         logs.append(capsys.readouterr().out.splitlines())
     without, usual = logs
-    assert len(without) == len(usual) == 21 + 3
-    for ours, theirs in zip(usual[:21], without):
+    assert len(without) == len(usual) == 7 + 3
+    for ours, theirs in zip(usual[:7], without[:7], strict=True):
         loss, other = (float(line.split()[4].rstrip(",")) for line in (ours, theirs))
         assert loss == pytest.approx(other, abs=1e-5)  # losses near 2, in float32

@@ -8,7 +8,6 @@ import time
 import jupyter_client
 import keras
 import pytest
-
 import small_mnist
 from conftest import QUICK, TIMEOUT, environment, posix, script
 from misbehaving_proxy import misbehaving_proxy
@@ -70,7 +69,7 @@ def pasted(folder, before_main="", **constants):
 def test_a_pasted_script_runs_twice_whatever_keras_was_set_to(tmp_path, kernel, small_data_dir,
                                                               usual_log):
     _, client, home = kernel
-    cell = pasted(tmp_path, DATA_DIR=str(small_data_dir))
+    cell = pasted(tmp_path, DATA_DIR=small_data_dir)
     for _ in range(2):
         status, out, err, _ = run_cell(client, cell)  # no SystemExit, which would be an error
         assert status == "ok" and out == usual_log and "Traceback" not in err
@@ -118,7 +117,7 @@ assert 0 <= rnn_mnist.main() <= 1
 def test_an_interrupted_cell_keeps_what_was_learned_and_ends_run_all(tmp_path, kernel,
                                                                      small_data_dir):
     manager, client, _ = kernel
-    cell = pasted(tmp_path, DATA_DIR=str(small_data_dir), TRAINING_ITERS=10**9)
+    cell = pasted(tmp_path, DATA_DIR=small_data_dir, TRAINING_ITERS=10**9)
     interrupt_once, later = iter([manager.interrupt_kernel]), []
 
     def on_output(text):
@@ -133,7 +132,7 @@ def test_an_interrupted_cell_keeps_what_was_learned_and_ends_run_all(tmp_path, k
     while (reply := client.get_shell_msg(timeout=TIMEOUT))["parent_header"]["msg_id"] != later[0]:
         pass
     assert reply["content"]["status"] == "aborted"
-    assert run_cell(client, pasted(tmp_path, DATA_DIR=str(small_data_dir)))[0] == "ok"
+    assert run_cell(client, pasted(tmp_path, DATA_DIR=small_data_dir))[0] == "ok"
 
 
 @posix

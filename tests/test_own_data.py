@@ -1,13 +1,13 @@
-"""Sequences of one's own in MNIST's place: handed over as load_data, checked, trained on."""
+"""Custom data in MNIST's place, handed over as `load_data`: `check_split`, and training on it."""
 
 import re
 
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT
 
 import rnn_mnist
-from conftest import ROOT
 
 # 3 classes, 40 sequences to train on, of 6 timesteps and 2 values
 SMALL = dict(N_STEPS=6, N_INPUT=2, N_CLASSES=3, N_HIDDEN=8, BATCH_SIZE=16, TRAINING_ITERS=2000,
@@ -150,6 +150,7 @@ def test_wrong_data_is_told_with_its_facts(settings, refusal, kind):
     assert len(message.splitlines()) == 1 and "image" not in message
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 1e300], ids=str)
 @pytest.mark.parametrize("split, part", [(0, "training"), (1, "test")])
 def test_a_value_that_is_not_finite_is_told(settings, refusal, value, split, part):
@@ -159,13 +160,13 @@ def test_a_value_that_is_not_finite_is_told(settings, refusal, value, split, par
 
 
 def test_mnist_itself_is_checked_against_the_classes(settings, refusal, small_data_dir):
-    settings(DATA_DIR=str(small_data_dir), N_CLASSES=9)
+    settings(DATA_DIR=small_data_dir, N_CLASSES=9)
     message = refusal()
     assert "training labels" in message and " 9" in message and "N_CLASSES" in message
 
 
 def test_mnist_itself_is_checked_against_the_batch_size(settings, refusal, small_data_dir):
-    settings(DATA_DIR=str(small_data_dir), BATCH_SIZE=601)
+    settings(DATA_DIR=small_data_dir, BATCH_SIZE=601)
     message = refusal()
     assert "BATCH_SIZE = 601" in message and "600" in message
 

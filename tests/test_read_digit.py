@@ -12,13 +12,13 @@ import warnings
 import keras
 import numpy as np
 import pytest
+from conftest import ROOT, TIMEOUT, environment, normalized, script
 
 import rnn_mnist
-from conftest import ROOT, TIMEOUT, environment, normalized, script
 
 Image, ImageDraw = map(pytest.importorskip, ("PIL.Image", "PIL.ImageDraw"))
 pytest.importorskip("skimage")
-import read_digit
+import read_digit  # noqa: E402
 
 DIGITS = 10
 
@@ -40,7 +40,7 @@ def put(digit, height, width, generator):
     """Returns a black picture, [height, width], with the digit somewhere in it."""
     picture = np.zeros([height, width])
     top, left = (generator.integers(0, all - part + 1) for all, part in
-                 zip(picture.shape, digit.shape))
+                 zip(picture.shape, digit.shape, strict=True))
     picture[top:top + digit.shape[0], left:left + digit.shape[1]] = digit
     return picture
 
@@ -286,6 +286,7 @@ def test_smaller_marks_are_ignored_with_a_note_and_larger_ones_refused():
         read_digit.find_digit(strokes(LINE, [(300, 100), (300, 220)]))
 
 
+@pytest.mark.slow
 def test_the_command_prints_how_many_marks_it_ignored_and_no_warnings_of_libraries(
         trained_file, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(trained_file.parent)
@@ -294,8 +295,8 @@ def test_the_command_prints_how_many_marks_it_ignored_and_no_warnings_of_librari
     convert = Image.Image.convert
 
     def deprecated(*arguments, **more):
-        warnings.warn("this will go", DeprecationWarning)
-        warnings.warn("this may be slow", UserWarning)
+        warnings.warn("this will go", DeprecationWarning, stacklevel=2)
+        warnings.warn("this may be slow", UserWarning, stacklevel=2)
         return convert(*arguments, **more)
 
     monkeypatch.setattr(Image.Image, "convert", deprecated)

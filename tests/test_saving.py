@@ -5,7 +5,6 @@ whole; whatever ends a training later, a bug or too little memory, the model is 
 """
 
 import os
-import sys
 import warnings
 import zipfile
 
@@ -13,19 +12,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import QUICK, environment, full_disk, posix, run, script, updates_of
 
 import rnn_mnist
-from conftest import QUICK, end, environment, full_disk, posix, script, start
 
 pytestmark = pytest.mark.usefixtures("untraced")
-
-
-@pytest.fixture
-def quick(settings, small_data_dir, tmp_path):
-    """Quick constants, the small MNIST, and a model of an earlier run."""
-    settings(**QUICK, DATA_DIR=str(small_data_dir))
-    (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
-    return settings
 
 
 @pytest.fixture
@@ -33,10 +24,6 @@ def earlier_model_stays(quick, tmp_path):
     yield
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert [path.name for path in tmp_path.glob("*.keras")] == ["rnn_mnist.keras"]  # no litter
-
-
-def updates_of_saved(path="rnn_mnist.keras"):
-    return int(keras.models.load_model(path).optimizer.iterations)
 
 
 # refused before the training
@@ -65,7 +52,7 @@ class Applied(keras.layers.Layer):
 
 
 def network(*layers, loss="sparse_categorical_crossentropy"):
-    model = keras.Sequential([keras.Input([4, 196]), *layers])
+    model = keras.Sequential([keras.Input([2, 392]), *layers])
     model.compile("adam", loss)
     return model
 
@@ -79,7 +66,7 @@ def test_a_network_that_keras_cannot_save_is_told(quick, refusal, earlier_model_
 def test_warnings_as_errors_are_told(quick, refusal, earlier_model_stays):
     """As python -W error has them: Keras's own save is the cause of one."""
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", DeprecationWarning)
         assert "Warning: " in refusal()
 
 
@@ -87,7 +74,7 @@ logits = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 probabilities = keras.losses.SparseCategoricalCrossentropy()
 
 
-@pytest.mark.parametrize("activation", [None, "relu", "tanh"])
+@pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("loss", [
     "sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy,
     "SparseCategoricalCrossentropy", probabilities], ids=["name", "function", "class", "object"])
@@ -105,7 +92,7 @@ def test_outputs_that_are_no_probabilities_are_told(quick, refusal, earlier_mode
     (None, lambda labels, outputs: logits(labels, outputs))], ids=["sigmoid", "logits", "custom"])
 def test_a_loss_that_suits_the_outputs_will_do(quick, activation, loss):
     model = network(keras.layers.LSTM(5), keras.layers.Dense(10, activation), loss=loss)
-    rnn_mnist.check_outputs(model, np.random.default_rng(0).random([7, 4, 196], np.float32))
+    rnn_mnist.check_outputs(model, np.random.default_rng(0).random([7, 2, 392], np.float32))
 
 
 # in its place
@@ -138,13 +125,27 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_model(tmp_path, small_data_di
     fill = ("import resource\nrehearse = save\ndef save(*arguments, **more):\n"
             "    rehearse(*arguments, **more)\n"
             "    resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))")
-    path = script(tmp_path, fill, **QUICK, DATA_DIR=str(small_data_dir))
+    path = script(tmp_path, fill, **QUICK, DATA_DIR=small_data_dir)
     (tmp_path / "rnn_mnist.keras").write_bytes(b"earlier")
-    status, out, err = end(start(path, environment(TMPDIR=str(tmp_path.parent))))
+    status, out, err = run(path, environment(TMPDIR=str(tmp_path.parent)))
     assert status == 1 and "Traceback" not in err and str(tmp_path / "rnn_mnist.keras") in err
     assert (tmp_path / "rnn_mnist.keras").read_bytes() == b"earlier"
     assert sorted(os.listdir(tmp_path)) == [  # no litter
         "rnn_mnist.keras", "rnn_mnist.py", "uci_digits.npz"]
+
+
+@posix
+def test_a_rehearsal_needs_as_much_room_as_the_model(quick, monkeypatch):
+    """With Adam's state, which is two thirds of the file."""
+    sizes, save = [], rnn_mnist.write_whole
+
+    def note_size(path, write, *rehearsal):
+        save(path, lambda temporary: (write(temporary), sizes.append(temporary.stat().st_size)),
+             *rehearsal)
+
+    monkeypatch.setattr(rnn_mnist, "write_whole", note_size)
+    rnn_mnist.main()
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)  # names and numbers of a header
 
 
 @posix
@@ -161,7 +162,7 @@ def test_a_full_disk_under_the_curves_costs_no_model(quick, monkeypatch):
     monkeypatch.setattr(rnn_mnist, "write_whole", with_room)
     with full_disk(200), pytest.raises(tf.errors.OpError):
         rnn_mnist.main()
-    assert updates_of_saved() > 1
+    assert updates_of() > 1
 
 
 def test_a_folder_for_curves_that_can_not_be_is_told_before_training(quick, tmp_path, capsys,
@@ -204,7 +205,7 @@ def test_the_samples_model_leaves_mnists_in_its_place(settings, tmp_path, capsys
     settings(**QUICK, MODEL_PATH="digits.keras")
     assert 0 <= rnn_mnist.main() <= 1
     assert (tmp_path / "digits.keras").read_bytes() == b"trained on MNIST"
-    assert updates_of_saved("digits-uci_digits.keras") == 21
+    assert updates_of("digits-uci_digits.keras") == 7
     assert str(tmp_path / "digits-uci_digits.keras") in capsys.readouterr().err
     assert sorted(os.listdir(tmp_path)) == ["digits-uci_digits.keras", "digits.keras"]
 
@@ -217,7 +218,7 @@ def test_saved_model_stands_alone(quick, capsys):
     model = keras.models.load_model("rnn_mnist.keras")
     hidden, lstm, out = model.layers
     assert (hidden.name, type(lstm), out.name) == ("hidden", keras.layers.LSTM, "out")
-    assert int(model.optimizer.iterations) == 21  # Adam's state is there to go on from
+    assert int(model.optimizer.iterations) == 7  # Adam's state is there to go on from
     _, (sequences, labels), _ = rnn_mnist.load_data()
     # by the loss and metric that are saved with it; one near-tie of 300 may round otherwise
     assert model.evaluate(sequences, labels, verbose=0)[1] == pytest.approx(accuracy, abs=0.0034)
@@ -232,8 +233,8 @@ def test_a_network_without_an_input_is_saved_for_any_batch_size(quick):
     quick(build_model=build_model)
     rnn_mnist.main()
     saved = keras.models.load_model("rnn_mnist.keras")
-    assert saved.input_shape == (None, 4, 196)
-    assert saved(np.zeros([3, 4, 196], np.float32)).shape == (3, 10)
+    assert saved.input_shape == (None, 2, 392)
+    assert saved(np.zeros([3, 2, 392], np.float32)).shape == (3, 10)
 
 
 # save first, then speak
@@ -243,34 +244,27 @@ def test_the_model_is_saved_before_anything_is_tested(quick, monkeypatch, capsys
     test, seen = rnn_mnist.test, []
 
     def check(model, *arguments):
-        seen.append((updates_of_saved(), "Testing" in capsys.readouterr().out))
+        seen.append((updates_of(), "Testing" in capsys.readouterr().out))
         return test(model, *arguments)
 
     monkeypatch.setattr(rnn_mnist, "test", check)
     rnn_mnist.main()
-    assert seen == [(21, False)]
+    assert seen == [(7, False)]
 
 
-@pytest.mark.parametrize("line, updates", [("Iter 2000", 20), ("Optimization Finished!", 21)])
-@pytest.mark.parametrize("error", [
-    NameError("a bug"), OSError("no space"),
-    tf.errors.ResourceExhaustedError(None, None, "no memory")], ids=repr)
-def test_an_error_keeps_its_traceback_and_costs_no_model(quick, monkeypatch, line, updates, error):
-    class Broken:
-        """Standard output of a run in which something goes wrong at a line of the log."""
+@pytest.mark.parametrize("line, updates, error", [
+    ("Iter 600", 6, NameError("a bug")), ("Optimization Finished!", 7, OSError("no space")),
+    ("Iter 300", 3, tf.errors.ResourceExhaustedError(None, None, "no memory"))],
+    ids=lambda value: str(value)[:9])
+def test_an_error_keeps_its_traceback_and_costs_no_model(quick, when_printed, line, updates, error):
+    def fail():
+        raise error
 
-        def write(self, text):
-            if text.startswith(line):
-                raise error
-
-        def flush(self):
-            pass
-
-    monkeypatch.setattr(sys, "stdout", Broken())
+    when_printed(line, fail)
     with pytest.raises(type(error)) as raised:
         rnn_mnist.main()
-    assert raised.value is error and raised.traceback[-1].name == "write"
-    assert updates_of_saved() == updates
+    assert raised.value is error and raised.traceback[-1].name == "fail"
+    assert updates_of() == updates
 
 
 def test_a_bug_before_anything_is_learned_leaves_the_earlier_model(quick, monkeypatch,

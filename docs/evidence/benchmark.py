@@ -10,6 +10,7 @@ evaluations of a minibatch, tracing included; a step is one update of a run that
 """
 
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -267,6 +268,7 @@ def changed_network(contestant, network, units):
     """Returns the median seconds of a step of a changed network, by this script or Keras's fit."""
     import keras
     import numpy as np
+
     import rnn_mnist
 
     units = int(units)
@@ -314,7 +316,7 @@ def whole_script():
                             stdout=subprocess.PIPE, stderr=subprocess.DEVNULL).stdout
     end = time.monotonic()
     ends = [("", start), *json.loads(output.splitlines()[-1]), ("ending Python", end)]
-    parts = {part: at - before for (_, before), (part, at) in zip(ends, ends[1:])}
+    parts = {part: at - before for (_, before), (part, at) in itertools.pairwise(ends)}
     return {**parts, "the whole command": end - start}
 
 
@@ -391,7 +393,8 @@ def print_tables(contestants, results):
             for key, scale in [("training", 1), ("step", 1000)]:
                 cells.append(spread([scale * each[key] for each in rounds if key in each], 1))
             for key in ("training", "step"):
-                pairs = [(our[key], their[key]) for our, their in zip(ours, rounds) if key in their]
+                pairs = [(our[key], their[key]) for our, their in zip(ours, rounds, strict=True)
+                         if key in their]
                 cells.append("" if rounds is ours else spread([a / b for a, b in pairs], 2))
             print("| " + " | ".join(cells) + " |")
     print("\n| images, timesteps, pixels, units | "
@@ -417,8 +420,9 @@ def print_tables(contestants, results):
 def row(name, seconds):
     """Returns a line of a table: medians of each contestant's rounds in ms, ratios to the first."""
     medians = [f"{1000 * statistics.median(rounds):.3g}" for rounds in seconds]
-    ratios = [f"{statistics.median(ours / their for ours, their in zip(seconds[0], theirs)):.2f}"
+    ratios = [[our / their for our, their in zip(seconds[0], theirs, strict=True)]
               for theirs in seconds[1:]]
+    ratios = [f"{statistics.median(each):.2f}" for each in ratios]
     return "| " + " | ".join([name, *medians, *ratios]) + " |"
 
 

@@ -6,8 +6,8 @@ The changes of the network are read from the README's table; those of the consta
 line of changes.csv is a whole run of rnn_mnist.py: the change, the seed, the test accuracy and the
 seconds of the training. Lines that are there are not made again, so delete the file to start anew.
 Prints, for each change, the mean of the accuracies and the time against the network as it stands.
-20 minutes to an hour on two cores that do nothing else, by processor, on MNIST as rnn_mnist.py finds
-it.
+20 minutes to an hour on two cores that do nothing else, by processor, on MNIST as rnn_mnist.py
+finds it.
 """
 
 import ast

@@ -10,6 +10,7 @@ copyright 2015 Aymeric Damien, MIT licence; docs/original.md contains its notice
 
 import contextlib
 import datetime
+import errno
 import hashlib
 import numbers
 import os
@@ -29,6 +30,8 @@ import requests
 import tensorflow as tf
 import tensorflow_datasets as tfds
 import tqdm
+
+tf.get_logger().setLevel("ERROR")  # no warnings for programmers, such as on Windows about GPUs
 
 # data
 DATA_DIR = None  # folder for TFDS's datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets
@@ -533,7 +536,7 @@ def deferred_signals():
     except (OSError, TrainingError) as error:
         if not signals:
             raise
-        if not isinstance(error, BrokenPipeError):  # Ctrl-C has also ended what reads the log
+        if not is_broken_pipe(error):  # Ctrl-C has also ended what reads the log
             say(error)
     finally:
         for number, handler in earlier_handlers.items():
@@ -541,6 +544,12 @@ def deferred_signals():
     if signals:
         signal.raise_signal(signals[0])
         sys.exit(128 + signals[0])  # no signal of its own ends process 1 of a container
+
+
+def is_broken_pipe(error):
+    """Returns True if an error means that what read the log has ended."""
+    numbers = [errno.EPIPE, errno.EINVAL] if os.name == "nt" else [errno.EPIPE]
+    return isinstance(error, OSError) and error.errno in numbers
 
 
 def failure_of(model, seen, loss):
@@ -594,8 +603,11 @@ def curves():
         return tf.summary.create_noop_writer()
     run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}-seed{SEED}"
     folder = os.path.join(os.path.expanduser(LOG_DIR), run)
-    os.makedirs(folder)  # raises a clearer error than TensorFlow
-    return tf.summary.create_file_writer(folder)
+    try:
+        return tf.summary.create_file_writer(folder)
+    except tf.errors.OpError as error:
+        raise TrainingError(f"The curves can't be written to {folder} ({in_short(error)}). Change "
+                            "LOG_DIR; on Windows its path must be ASCII.") from error
 
 
 if __name__ == "__main__":
@@ -608,6 +620,8 @@ if __name__ == "__main__":
         main()
     except TrainingError as error:
         sys.exit(str(error))
-    except BrokenPipeError:  # what read the log has ended, as `| head` does
+    except OSError as error:
+        if not is_broken_pipe(error):  # as `| head` breaks it
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
         sys.exit(1)

@@ -6,6 +6,7 @@ Not tested, since a test machine can't have it: Windows' consoles.
 """
 
 import contextlib
+import errno
 import os
 import pickle
 import random
@@ -164,7 +165,7 @@ def test_a_reader_that_goes_with_the_signal_is_not_mentioned(quick, handlers, wh
     """As `| tee log` goes: the run meets both, and which one first is chance."""
     def fail():
         signal.raise_signal(signal.SIGINT)
-        raise BrokenPipeError("no reader")
+        raise BrokenPipeError(errno.EPIPE, "no reader")
 
     when_printed("Iter 300", fail)
     assert type(end_of_main()) is KeyboardInterrupt and updates_of() == 3

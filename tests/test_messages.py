@@ -120,6 +120,14 @@ def test_a_sample_that_cannot_be_read(settings, monkeypatch, refusal, tmp_path):
                          "(OSError: this fails). Copy uci_digits.npz from the repository there.")
 
 
+def test_curves(settings, refusal, tmp_path):
+    pytest.importorskip("tensorboard")
+    (tmp_path / "file").touch()
+    settings(**QUICK, load_data=data(), LOG_DIR="file")
+    assert re.fullmatch(r"The curves can't be written to file.\S+-seed0 \(\w+Error: .+\)\. "
+                        r"Change LOG_DIR; on Windows its path must be ASCII\.", refusal())
+
+
 def test_endings(quick, untraced, capsys, tmp_path):
     rnn_mnist.main()
     assert re.fullmatch(

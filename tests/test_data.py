@@ -188,7 +188,6 @@ def test_a_run_that_another_one_overtakes_reads_what_that_one_prepared(settings,
     assert len(folders) == 1 and os.listdir(tmp_path / "mnist") == [VERSION_DIR.name]  # no litter
 
 
-@posix
 @pytest.mark.slow
 def test_an_interrupt_while_preparing_leaves_no_litter(settings, tmp_path):
     write_files(tmp_path)

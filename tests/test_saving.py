@@ -134,7 +134,6 @@ def test_a_full_disk_at_the_end_leaves_the_earlier_model(tmp_path, small_data_di
         "rnn_mnist.keras", "rnn_mnist.py", "uci_digits.npz"]
 
 
-@posix
 def test_a_rehearsal_needs_as_much_room_as_the_model(quick, monkeypatch):
     """With Adam's state, which is two thirds of the file."""
     sizes, save = [], rnn_mnist.write_whole

@@ -194,7 +194,7 @@ def test_a_notebook_calls_main_twice(run, cpu):
 @pytest.mark.slow
 def test_a_schedule_and_early_stopping(run, settings):
     run("CosineDecay(")
-    model = keras.models.load_model("falling_rate-uci_digits.keras")
+    model = keras.models.load_model("schedule-uci_digits.keras")
     expected = 0.0015 * (1 + np.cos(np.pi * 7 / 781))  # half of 0.003, a cosine of 7 updates
     assert float(model.optimizer.learning_rate) == pytest.approx(expected, rel=1e-5)  # float32
     settings(LEARNING_RATE=0.001)
@@ -222,7 +222,7 @@ def test_fashion_mnist(run, monkeypatch, tmp_path):
 @pytest.mark.slow
 def test_padding_is_skipped(run):
     _, (padded, _), _ = run("Masking(")[0]["load_data"]()
-    model = keras.models.load_model("unequal_lengths.keras")
+    model = keras.models.load_model("variable_length.keras")
     shortest = padded[[np.argmin((padded[..., 0] != -2).sum(axis=1))]]
     sequence = shortest[:, shortest[0, :, 0] != -2]
     assert 5 <= sequence.shape[1] < 12
@@ -235,31 +235,49 @@ def test_sequences_come_from_a_csv_file(run, settings):
     shutil.copy(ROOT / "uci_digits.npz", ".")
     run("np.savetxt(")
     settings(**CONSTANTS)  # trains as long as the page says
-    _, out = run("np.savez(")
+    _, out = run("scaling.adapt(")
     said, = {float(figure) for text in PAGES.values()
              for figure in re.findall(r"all 359 sequences: (0\.\d+)", text)}
     # of 359 sequences the standard deviation is 0.01; other processors round differently
     assert accuracies(out) == [pytest.approx(said, abs=0.03)]
 
-    variables, out = run("as scaling:")
-    sequence = variables["sequence"]
+    variables, out = run("[0, 1:]")
     (x, y), (test_x, test_y), _ = rnn_mnist.load_data()
     assert x.shape == (1438, 8, 8)
-    assert np.any(np.all(np.isclose(np.r_[x, test_x], sequence), axis=(1, 2)))  # scaled as they are
-    outputs = keras.models.load_model("sequences.keras")(sequence[np.newaxis])
+    assert np.any(np.all(np.r_[x, test_x] == variables["sequence"], axis=(1, 2)))
+    outputs = keras.models.load_model("sequences.keras")(variables["sequence"])
     assert numbers(out) == [np.argmax(outputs), pytest.approx(np.max(outputs), abs=0.005)]
 
     table = np.loadtxt("sequences.csv", delimiter=",")
-    table[:, 1:] /= 2  # for decimal marks; the program scales that away
+    table[:, 1:] /= 2  # for decimal marks
     rows = [";".join(f"{value:g}".replace(".", ",") for value in row) for row in table]
     with open("sequences.csv", "w", encoding="utf-8-sig", newline="\r\n") as file:
         print("label" + 64 * ";value", *rows, sep="\n", file=file)
     settings(**QUICK)
-    line = re.search(r"^    table = np.loadtxt.*\n", block("np.savez(").code, re.MULTILINE)[0]
-    run("np.savez(", line, block("utf-8-sig").code)
+    line = re.search(r"^    table = np.loadtxt.*\n", block("scaling.adapt(").code, re.MULTILINE)[0]
+    run("scaling.adapt(", line, block("utf-8-sig").code)
     (excel_x, excel_y), *_ = rnn_mnist.load_data()
     np.testing.assert_array_equal(excel_y, y)
-    np.testing.assert_allclose(excel_x, x, atol=1e-3)  # it adds 1e-6 to the deviation
+    np.testing.assert_array_equal(excel_x, x / 2)
+
+
+@pytest.mark.slow
+def test_tokens_and_memory_maps_train(run, settings):
+    out = run("mmap_mode=")[1]
+    assert accuracies(out) and np.load("train_x.npy").shape == (1541, 2, 392)
+    settings(TRAINING_ITERS=20000)
+    assert accuracies(run("Embedding(")[1])[0] > 0.9  # 0.7 if one class is always the answer
+
+
+@pytest.mark.slow
+def test_the_best_model_is_saved_beside_the_last(run):
+    variables, out = run("best.keras", "batch_size=500", "batch_size=50")
+    held_out = variables["held_out"]
+    x, y = variables["x"][:held_out], variables["y"][:held_out]
+    best = keras.models.load_model("best.keras")
+    assert held_out == 140 and 0 < updates(best) <= 6
+    assert np.mean(best.predict(x, verbose=0).argmax(axis=1) == y) == variables["best"]
+    assert numbers(out)[-1] == pytest.approx(variables["best"], abs=1e-4)  # its four decimals
 
 
 @pytest.mark.slow
@@ -384,9 +402,10 @@ def tabulated(text):
         yield UNCHANGED, accuracy, time
     for names, cell in re.findall(r"^\| (`[A-Z_`, ]+`) \|.*\| (.*) \|$", text, re.M):
         # such as "32: 0.905" or "56 and 14: two rows at a time, 0.954"
-        if tried := re.match(r"(\d+\.?\d*)(?: and (\d+))?:.*?(0\.\d+)$", cell):
-            values = zip(re.findall(r"\w+", names), filter(None, tried.groups()), strict=False)
-            yield ", ".join(map(" = ".join, values)), tried[3], None
+        for part in cell.split("; "):
+            if tried := re.match(r"(\d+\.?\d*)(?: and (\d+))?:.*?(0\.\d+)$", part):
+                values = zip(re.findall(r"\w+", names), filter(None, tried.groups()), strict=False)
+                yield ", ".join(map(" = ".join, values)), tried[3], None
 
 
 def rounded(value, like):
@@ -488,13 +507,10 @@ def test_the_versions_are_the_required_ones():
         assert lines and all(re.match(r"[\w-]+(==|>=.*,<)\d", line) for line in lines), name
 
 
-def test_machines_find_the_commands_of_the_tests():
-    """.ci/run takes the line that ends in this command and the two before it."""
-    page = re.search(r"\S+\.md\b", (ROOT / ".ci" / "run").read_text(encoding="utf-8"))[0]
-    lines = PAGES[page].splitlines()
-    last, = [index for index, line in enumerate(lines) if line.endswith("bin/python -m pytest")]
-    make, install, test = lines[last - 2:last + 1]
-    assert "-m venv" in make and "-r tests/requirements.txt" in install and test.startswith("    ")
+def test_machines_find_the_command_of_the_tests():
+    """.ci/run takes the line that ends so."""
+    line, = re.findall(r"^    (.*bin/python -m pytest)$", PAGES["README.md"], re.MULTILINE)
+    assert "-m venv" in line and "-r tests/requirements.txt" in line
 
 
 # the Chinese page

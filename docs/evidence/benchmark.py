@@ -33,13 +33,13 @@ SIZES = [  # images in a minibatch, timesteps, pixels at a timestep, LSTM units
     (128, 28, 28, 32), (128, 28, 28, 512), (128, 28, 28, 1024),
     (128, 14, 56, 128), (128, 56, 14, 128), (128, 112, 7, 128), (128, 784, 1, 128),
     (1, 112, 7, 128)]
-NETWORKS = {  # what stands in the LSTM's place in a changed network
+NETWORKS = {  # what replaces the LSTM in a changed network
     "two LSTMs": lambda layers, units: [
         layers.LSTM(units, return_sequences=True), layers.LSTM(units)],
     "GRU": lambda layers, units: [layers.GRU(units)],
     "a convolution": lambda layers, units: [
         layers.Conv1D(units, 3, activation="relu"), layers.GlobalMaxPooling1D()],
-    "both directions": lambda layers, units: [layers.Bidirectional(layers.LSTM(units))],
+    "bidirectional": lambda layers, units: [layers.Bidirectional(layers.LSTM(units))],
     "SimpleRNN": lambda layers, units: [layers.SimpleRNN(units)],
 }
 NETWORK_UNITS = {128: 100, 1024: 12}  # and how many steps of such a network, 3 of them to warm up
@@ -355,8 +355,8 @@ def timed_run():
 
 
 NAMES = {  # of the contestants, in the tables
-    "this_project": "this script", "keras_layers": "Keras's layers", "pytorch": "PyTorch",
-    "jax": "JAX", "fit_training": "the same layers with Keras's `fit`",
+    "this_project": "this script", "keras_layers": "Keras layers", "pytorch": "PyTorch",
+    "jax": "JAX", "fit_training": "the Keras layers with `fit`",
     "floor": "the matrix products alone, at `tf.matmul`'s best rate"}
 
 
@@ -404,7 +404,7 @@ def print_tables(contestants, results):
     for number, size in enumerate(SIZES):
         print(row(", ".join(map(str, size)),
                   [results["step", name, str(number)] for name in contestants]))
-    print("\n| in the LSTM's place, units | this script, ms | Keras's `fit`, ms | ratio |")
+    print("\n| in place of the LSTM, units | this script, ms | Keras's `fit`, ms | ratio |")
     print("|---|---|---|---|")
     for network in NETWORKS:
         for units in NETWORK_UNITS:

@@ -588,7 +588,8 @@ def write_whole(path, write, rehearsal=False):
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{os.getpid()}-{time.time_ns()}{path.suffix}")
+    # longer than the name itself, so that a name too long fails in the rehearsal
+    temporary = path.with_name(f"{os.getpid()}-{time.time_ns()}-{path.name}")
     try:
         write(temporary)
         if not rehearsal:
@@ -604,8 +605,9 @@ def curves():
     run = f"{datetime.datetime.now():%Y%m%d-%H%M%S-%f}-{os.getpid()}-seed{SEED}"
     folder = os.path.join(os.path.expanduser(LOG_DIR), run)
     try:
+        os.makedirs(folder)  # raises a clearer error than TensorFlow
         return tf.summary.create_file_writer(folder)
-    except tf.errors.OpError as error:
+    except (OSError, tf.errors.OpError) as error:
         raise TrainingError(f"The curves can't be written to {folder} ({in_short(error)}). Change "
                             "LOG_DIR; on Windows its path must be ASCII.") from error
 

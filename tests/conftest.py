@@ -194,6 +194,16 @@ def cpu(monkeypatch):
         yield
 
 
+def link(target, path):
+    """Makes a symbolic link, or skips the test where that can't be."""
+    try:
+        os.symlink(target, path)
+    except OSError:
+        pytest.skip("Windows lets only administrators and developers make links")
+    if not os.path.islink(path):
+        pytest.skip("Wine makes no links")
+
+
 @contextlib.contextmanager
 def full_disk(size):
     """Inside the block files can't grow beyond `size` bytes, which stands for a full disk."""

@@ -7,6 +7,7 @@ dropped. A proxy that never answers stands for them.
 
 import os
 import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -25,6 +26,7 @@ from conftest import (
     environment,
     full_disk,
     imported,
+    link,
     posix,
     run,
     script,
@@ -246,7 +248,7 @@ def behind(settings, monkeypatch, small_files, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("behaviour, reason, pace", [
     ("never answers", "imed out", 1 / 9), ("stalls", "imed out", 1 / 9), ("404", "404", 100),
-    ("login page", "checksum", 100), ("breaks off", "IncompleteRead", 100)])
+    ("login page", "-ubyte.gz", 100), ("breaks off", "IncompleteRead", 100)])
 def test_a_network_that_fails_leads_to_the_sample(behind, tmp_path, capsys, behaviour, reason,
                                                   pace):
     assert behind(behaviour, pace)[0] == rnn_mnist.SAMPLE
@@ -279,7 +281,8 @@ def test_a_first_run_fetches_and_prepares(tmp_path, usual_log):
         env = environment(HTTPS_PROXY=proxy, https_proxy=proxy, REQUESTS_CA_BUNDLE=str(ca_file))
         status, out, err = run(path, env)
     assert (status, out, "Traceback" in err) == (0, usual_log, False), err
-    assert sorted(served) == sorted(small_mnist.files()) and "kB" in err  # the progress bar
+    assert sorted(served) == sorted(small_mnist.files()) and "kB" in err
+    assert re.search(r" (\d+)/\1 \[[^]]*kB/s", err)  # the progress bar is full at the end
     folder = tmp_path / "data" / FILES_DIR
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == small_mnist.files()
 
@@ -322,10 +325,7 @@ def test_uci_digits_have_mnists_geometry_and_a_fixed_split(settings):
 
 
 def test_a_symlinked_script_finds_its_sample(settings, tmp_path):
-    try:
-        os.symlink(script(tmp_path / "repository"), tmp_path / "link.py")
-    except OSError:
-        pytest.skip("Windows lets only administrators and developers make links")
+    link(script(tmp_path / "repository"), tmp_path / "link.py")
     assert imported(tmp_path / "link.py").load_data()[2] == rnn_mnist.SAMPLE
 
 

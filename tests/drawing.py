@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -77,7 +78,7 @@ def served(folder, env=os.environ, browser="-c pass", **kwargs):
         limit.start()
         try:
             line = process.stdout.readline()
-            address = line.split()[2] if line else process.stderr.read()
+            address = re.search(r"http:\S+", line)[0] if line else process.stderr.read()
             limit.cancel()
             yield process, address
         finally:

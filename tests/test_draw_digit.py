@@ -112,7 +112,8 @@ def test_each_digit_is_read_as_it_is_drawn(page, trained_file):
         probabilities = np.asarray(model(image[np.newaxis]))[0]
         np.testing.assert_allclose(shown, probabilities, atol=0.05)  # the image is rounded
         assert f" {shown.argmax()}, with probability " in sentence
-        assert "from the first inked row on" in page.locator(".answer p").last.inner_text().lower()
+        changes = page.locator(".answer p").last.inner_text()  # a sentence, perhaps without digits
+        assert changes and re.findall(r"\d", changes)[-1:] in ([], [str(shown.argmax())])
 
 
 @pytest.mark.parametrize("side", [300, 200, 105, 75])
@@ -126,19 +127,21 @@ def test_a_digit_of_any_size_is_read(side):
 def test_the_paper_is_cleared_by_one_click_and_then_shows_no_digit(page):
     for _ in range(2):
         sentence, image, probabilities = reading(page)
-        assert sentence.startswith("The paper shows no digit")
-        assert not image.any() and not probabilities.size
+        assert not re.search(r"\d", sentence) and not image.any() and not probabilities.size
         draw(page, DIGITS[1])
         assert reading(page)[1].any()
         page.get_by_role("button", name="Clear").click()
 
 
 def test_a_spot_and_two_digits_are_refused(page):
-    draw(page, [[(50, 50)]])  # a click
-    assert ink(page) > 400
-    assert reading(page)[0].startswith("The paper shows no digit")
-    draw(page, [[(0, 0), (0, 100)], [(100, 0), (100, 100)]])
-    assert reading(page)[0].startswith("The paper shows several marks")
+    reasons = {reading(page)[0]}  # that nothing is drawn
+    for strokes in ([[(50, 50)]], [[(0, 0), (0, 100)], [(100, 0), (100, 100)]]):  # first a click
+        draw(page, strokes)
+        assert ink(page) > 400
+        sentence, image, probabilities = reading(page)
+        reasons.add(sentence)
+        assert not re.search(r"\d", sentence) and not image.any() and not probabilities.size
+    assert len(reasons) == 3
 
 
 @pytest.mark.parametrize("size", [(1200, 760), (800, 507), (844, 390), (390, 844), (360, 640)],
@@ -286,6 +289,21 @@ def test_the_figure_numbers_its_first_and_last_row_and_others_beside_them():
     assert all(int(row) - 1 < float(y) < int(row) for y, row in numbers)
 
 
+def test_each_bar_stands_between_its_digit_and_its_percentage():
+    probabilities = np.arange(10) / 45
+    svg = draw_digit.figure(np.zeros([28, 28]), draw_digit.NO_ANSWERS, probabilities)
+    bars = re.findall(r'<rect x="(\S+)" y="(\S+)" width="(\S+)" height="(\S+)" fill="#2', svg)
+    left, top, width, height = np.float64(bars).T
+    np.testing.assert_allclose(top + height, (top + height)[0], atol=0.02)  # two decimals each
+    np.testing.assert_allclose(height - height[0], 4 * probabilities, atol=0.02)
+    assert 0 < height[0] < 1  # 0 is seen, too
+    texts = re.findall(r'<text x="(\S+)" y="(\S+)">(\d+%?)</text>', svg)[-30:]
+    for n, (digit, percentage) in enumerate(zip(texts[1:20:2], texts[20:], strict=True)):
+        assert (digit[2], percentage[2]) == (str(n), f"{n / 45:.0%}")
+        assert float(digit[0]) == float(percentage[0]) == pytest.approx(left[n] + width[n] / 2)
+        assert float(digit[1]) < top[n] and top[n] + height[n] < float(percentage[1])
+
+
 @pytest.mark.parametrize("steps, height, first", [(14, "2", 2), (28, "1", 4), (56, "0.5", 8)])
 def test_a_timestep_is_as_high_as_its_rows_and_counts_from_the_first_ink_on(
         steps, height, first, monkeypatch):
@@ -304,7 +322,7 @@ def test_a_timestep_is_as_high_as_its_rows_and_counts_from_the_first_ink_on(
 def test_a_network_that_cannot_answer_after_every_timestep_still_answers():
     sentence, svg, reason = draw_digit.reader(network(*COLUMNS()))([[(150, 50), (150, 250)]])
     assert ", with probability " in sentence and "for 9" in svg
-    assert "28 timesteps" in reason
+    assert re.search(r"\b28\b", reason)
 
 
 @pytest.mark.parametrize("name", ["read_digit", "draw_digit"])
@@ -323,11 +341,11 @@ def test_a_program_finds_the_script_by_a_link_and_with_safe_path(name, tmp_path,
 
 
 @pytest.mark.parametrize("content, facts", [
-    (None, ["File not found"]),
-    (0, ["The file exists"]),
-    (5000, ["The file exists"]),  # so many bytes are left of it
+    (None, []),
+    (0, []),
+    (5000, []),  # so many bytes are left of it
     ([8, 8], ["(None, 8, 8)", "(None, 28, 28)", "(None, 10)"]),
-    ([28, 28], ["probabilities", "add up to 0", "softmax", "from_logits=True"])])
+    ([28, 28], ["probabilities", "softmax", "from_logits=True"])])
 def test_a_model_that_does_not_fit_is_refused(content, facts, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     if isinstance(content, int):
@@ -340,3 +358,4 @@ def test_a_model_that_does_not_fit_is_refused(content, facts, folder, tmp_path, 
     for fact in ["rnn_mnist.keras", *facts]:
         assert fact in end.value.code
     assert "\n" not in end.value.code
+    assert ("File not found" in end.value.code) == (content is None)  # as Keras says of both

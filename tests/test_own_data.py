@@ -40,7 +40,7 @@ def test_three_classes_and_forty_sequences_will_do(settings, capsys):
     out, err = capsys.readouterr()
     assert len(accuracies(out)) == 2 and min(accuracies(out)) > 0.9  # 0.33 by guessing
     assert "\nTesting Accuracy, all 30 sequences: " in out  # not images
-    assert "waves: 40 training and 30 test sequences" in err and "MNIST" not in out + err
+    assert re.search(r"\bwaves\b.*\b40\b.*\b30\b", err) and "MNIST" not in out + err
     sequences, labels = waves(30, seed=1)
     probabilities = keras.models.load_model("rnn_mnist.keras").predict(sequences, verbose=0)
     assert probabilities.shape == (30, 3)
@@ -125,18 +125,19 @@ WRONG = {  # what load_data returns, and the facts that the message names
     "other values": (TRAIN, (TEST[0][..., :1], TEST[1]), ["test", (10, 6, 1), 2]),
     "no minibatch": ((TRAIN[0][:15], TRAIN[1][:15]), TEST, ["BATCH_SIZE", 16, "training", 15]),
     "nothing to test": (TRAIN, (TEST[0][:0], TEST[1][:0]), ["test", (0, 6, 2), 1]),
-    "labels from 1": ((TRAIN[0], TRAIN[1] + 1), TEST, ["training labels", 1, 3, 0]),
+    "labels from 1": ((TRAIN[0], TRAIN[1] + 1), TEST, ["training", "labels", 1, 3, 0]),
     "labels too high": ((TRAIN[0], TRAIN[1] + 1001), TEST, [1001, 1003, "N_CLASSES"]),
     "one class more": ((TRAIN[0], np.arange(40) % 4), TEST, [3, "N_CLASSES", 2]),
-    "a label too low": (TRAIN, (TEST[0], TEST[1] - 1), ["test labels", -1, 0]),
+    "a label too low": (TRAIN, (TEST[0], TEST[1] - 1), ["test", "labels", -1, 0]),
     "a label far too high": ((TRAIN[0], np.uint64(TRAIN[1]) + np.uint64(2**63)), TEST,
-                             ["training labels", 2**63 + 2]),
-    "float labels": ((TRAIN[0], TRAIN[1] * 1.0), TEST, ["training labels", "float64", "integers"]),
+                             ["training", "labels", 2**63 + 2]),
+    "float labels": ((TRAIN[0], TRAIN[1] * 1.0), TEST,
+                     ["training", "labels", "float64", "integers"]),
     "labels as text": ((TRAIN[0], TRAIN[1].astype(str)), TEST, ["labels", "<U", "integers"]),
     "one-hot labels": ((TRAIN[0], np.eye(3, dtype=int)[TRAIN[1]]), TEST,
-                       ["training labels", (40, 3), (40,)]),
+                       ["training", "labels", (40, 3), (40,)]),
     "labels in a column": ((TRAIN[0], TRAIN[1][:, np.newaxis]), TEST, ["labels", (40, 1), (40,)]),
-    "labels of others": ((TRAIN[0], TRAIN[1][:39]), TEST, ["training labels", (39,), (40,)]),
+    "labels of others": ((TRAIN[0], TRAIN[1][:39]), TEST, ["training", "labels", (39,), (40,)]),
     "labels with a mark": ((TRAIN[0], np.uint8([255, 1] * 20)), TEST, [255, "N_CLASSES"]),
 }
 
@@ -146,7 +147,7 @@ def test_wrong_data_is_told_with_its_facts(settings, refusal, kind):
     train, test, facts = WRONG[kind]
     hand_over(settings, train, test)
     message = refusal()
-    assert all(str(fact).strip("()") in message for fact in facts), message
+    assert all(str(fact).strip("()").lower() in message.lower() for fact in facts), message
     assert len(message.splitlines()) == 1 and "image" not in message
 
 
@@ -155,20 +156,20 @@ def test_wrong_data_is_told_with_its_facts(settings, refusal, kind):
 @pytest.mark.parametrize("split, part", [(0, "training"), (1, "test")])
 def test_a_value_that_is_not_finite_is_told(settings, refusal, value, split, part):
     settings(**SMALL, load_data=lambda: with_value(value, split))
-    message = refusal()
-    assert f"{part} sequences" in message and "nan" in message and "float32" in message
+    message = refusal().lower()
+    assert all(fact in message for fact in (part, "sequences", "nan", "float32"))
 
 
 def test_mnist_itself_is_checked_against_the_classes(settings, refusal, small_data_dir):
     settings(DATA_DIR=small_data_dir, N_CLASSES=9)
-    message = refusal()
-    assert "training labels" in message and " 9" in message and "N_CLASSES" in message
+    message = refusal().lower()
+    assert all(fact in message for fact in ("training", "labels", " 9", "n_classes"))
 
 
 def test_mnist_itself_is_checked_against_the_batch_size(settings, refusal, small_data_dir):
     settings(DATA_DIR=small_data_dir, BATCH_SIZE=601)
     message = refusal()
-    assert "BATCH_SIZE = 601" in message and "600" in message
+    assert all(fact in message for fact in ("BATCH_SIZE", "601", "600"))
 
 
 def test_a_bug_in_load_data_keeps_its_traceback(settings):

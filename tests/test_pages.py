@@ -454,6 +454,9 @@ def test_the_answers_show_what_was_measured():
     by_rate = {f"LEARNING_RATE = {rate}": accuracies for rate, _, _, _, *accuracies in lines}
     measured = by_rate.keys() & ACCURACIES.keys()
     assert measured and all(by_rate[change] == ACCURACIES[change] for change in measured)
+    gru = keras.layers.GRU(CONSTANTS["N_HIDDEN"])
+    gru.build([None, None, CONSTANTS["N_HIDDEN"]])
+    assert numbers(block("keras.layers.GRU(").shown)[0] == gru.count_params()
     unmoved = block("moved[:, down:, right:]").shown.split("\n")[0].split()[-1]
     assert unmoved == rounded(unchanged[0], unmoved)
     shown = numbers(block("np.add.at(").shown)

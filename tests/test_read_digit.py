@@ -139,7 +139,7 @@ def test_the_digit_is_where_mnist_has_it():
         rows, columns = np.nonzero(digit > 0.1)
         assert 19 <= max(np.ptp(rows), np.ptp(columns)) + 1 <= 20
         centre = [np.average(np.arange(28) + 0.5, weights=digit.sum(axis=axis)) for axis in (1, 0)]
-        assert np.abs(np.subtract(centre, 14)).max() <= 2  # not at the cost of the digit's edge
+        assert np.abs(np.subtract(centre, 14)).max() < 0.51  # it is moved by whole pixels
 
 
 def test_a_fine_pen_is_made_a_thick_one():
@@ -154,29 +154,31 @@ def test_a_fine_pen_is_made_a_thick_one():
 
 
 @pytest.mark.parametrize("picture", [
-    np.full([200, 300], 255.0), np.zeros([50, 50]),
+    np.full([200, 300], 255.0), np.zeros([50, 50]), np.zeros([50, 50, 4]),
     np.random.default_rng(0).normal(128, 20, [300, 300]),
-    np.tile(np.linspace(100, 200, 300), [200, 1])], ids=["white", "black", "noise", "shade"])
+    np.tile(np.linspace(100, 200, 300), [200, 1])],
+    ids=["white", "black", "transparent", "noise", "shade"])
 def test_a_picture_without_a_digit_is_refused(picture, tmp_path):
     grey(picture).save(tmp_path / "digit.png")
-    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit"):
+    with pytest.raises(read_digit.Unreadable, match="digit.png") as refused:
         read_digit.read_picture(tmp_path / "digit.png")
+    assert type(refused.value.__cause__) is read_digit.Unreadable  # it is a picture
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not a picture", b"\x89PNG\r\n\x1a\n" + bytes(20)])
 def test_a_file_that_is_no_picture_is_refused(content, tmp_path):
     if content is not None:
         (tmp_path / "digit.png").write_bytes(content)
-    with pytest.raises(read_digit.Unreadable, match="digit.png as a picture"):
+    with pytest.raises(read_digit.Unreadable, match="digit.png") as refused:
         read_digit.read_picture(tmp_path / "digit.png")
+    assert isinstance(refused.value.__cause__, OSError)  # Pillow's, or that there is no file
 
 
 @pytest.mark.parametrize("width, height", [(1, 1), (1, 500), (3, 4000), (20000, 1), (2, 600)])
-def test_a_picture_too_narrow_for_a_digit_is_refused(width, height, tmp_path):
+def test_a_picture_too_narrow_for_a_digit_is_refused(width, height):
     noise = np.random.default_rng(0).integers(0, 256, [height, width])
-    grey(noise).save(tmp_path / "digit.png")
-    with pytest.raises(read_digit.Unreadable, match="digit.png shows no digit"):
-        read_digit.read_picture(tmp_path / "digit.png")
+    with pytest.raises(read_digit.Unreadable):
+        read_digit.find_digit(grey(noise))
 
 
 def strokes(*lines, on=None, width=20, ink=40):
@@ -259,7 +261,8 @@ def regions(*drawn):
 
 @pytest.mark.parametrize("drawn", [
     [(1, [100, 50, 300, 350], 0), (2, [120, 70, 280, 330], 0)],  # a 0 and its hole
-    [(2, [20, 20, 380, 380], 0), (1, [190, 100, 210, 300], 0)]], ids=["0", "sheet"])
+    [(1, [150, 50, 250, 350], 0), (2, [185, 80, 215, 320], 0)],  # a narrow one
+    [(2, [20, 20, 380, 380], 0), (1, [190, 100, 210, 300], 0)]], ids=["0", "narrow 0", "sheet"])
 def test_a_hole_and_a_sheet_are_no_marks(drawn):
     assert [mark.intensity_max for mark in read_digit.without_holes(regions(*drawn))] == [1]
 
@@ -282,8 +285,7 @@ def test_smaller_marks_are_ignored_with_a_note_and_larger_ones_refused():
     with pytest.warns(read_digit.IgnoredMarks, match=r"\b1\b"):
         ink = read_digit.find_digit(strokes(LINE, [(300, 100), (300, 130)]))
     assert not ink[:, 250:].any()
-    with pytest.raises(read_digit.Unreadable, match="several marks"):
-        read_digit.find_digit(strokes(LINE, [(300, 100), (300, 220)]))
+    assert reason(strokes(LINE, [(300, 100), (300, 220)])) == reason(grey(two_digits()))
 
 
 @pytest.mark.slow
@@ -332,12 +334,16 @@ def two_digits():
     return picture
 
 
-@pytest.mark.parametrize("draw, message", [
-    (desk_alone, "no digit"), (blot, "no digit"), (two_digits, "several marks")],
-    ids=lambda value: getattr(value, "__name__", ""))
-def test_what_is_not_one_digit_is_refused(draw, message):
-    with pytest.raises(read_digit.Unreadable, match=message):
-        read_digit.find_digit(grey(draw()))
+def reason(picture):
+    """Returns why the finder refuses a picture."""
+    with pytest.raises(read_digit.Unreadable) as refused:
+        read_digit.find_digit(picture)
+    return str(refused.value)
+
+
+def test_what_is_not_one_digit_is_refused_each_for_its_reason():
+    reasons = [reason(grey(draw())) for draw in (desk_alone, blot, two_digits)]
+    assert len(set(reasons)) == 3 and reasons[0] == reason(grey(np.zeros([50, 50])))
 
 
 def network(*layers):
@@ -384,7 +390,7 @@ def COLUMNS():
     lambda: [keras.layers.Conv1D(8, 3), keras.layers.LSTM(8)]],  # needs three
     ids=["columns", "all at once", "three timesteps"])
 def test_a_network_for_all_timesteps_at_once_is_refused(layers):
-    with pytest.raises(read_digit.Unreadable, match="28 timesteps"):
+    with pytest.raises(read_digit.Unreadable, match=r"\b28\b"):
         read_digit.for_any_length(network(*layers()))
 
 
@@ -427,7 +433,7 @@ def test_outputs_that_are_no_probabilities_are_refused(biases, tmp_path):
     model.layers[-1].activation = keras.activations.linear
     model.layers[-1].bias.assign(biases)  # the outputs for a black image
     model.save(tmp_path / "a.keras")
-    with pytest.raises(read_digit.Unreadable, match=f"add up to {np.sum(biases)}"):
+    with pytest.raises(read_digit.Unreadable, match=rf" {np.sum(biases)}\b"):
         read_digit.load_model(tmp_path / "a.keras")
 
 
@@ -438,7 +444,7 @@ def test_the_command_prints_a_digit_and_its_probability(trained_file, tmp_path, 
     clearest = probabilities[np.arange(DIGITS), labels].argmax()
     photo(images[clearest], np.random.default_rng(0)).save(tmp_path / "digit.jpg")
     monkeypatch.chdir(tmp_path)
-    for pictures, fact in [([], "got 0"), (["nothing.png"], "nothing.png"),
+    for pictures, fact in [([], r"\b0\b"), (["nothing.png"], "nothing.png"),
                            (["digit.jpg"], "rnn_mnist.keras")]:
         monkeypatch.setattr(sys, "argv", ["read_digit.py", *pictures])
         with pytest.raises(SystemExit, match=fact) as end:  # to standard error, with status 1

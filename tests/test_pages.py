@@ -60,7 +60,8 @@ def run(settings, monkeypatch, capsys):
     """Runs the program with a text on the sample, `old` replaced; returns variables and output."""
     monkeypatch.setenv("MPLBACKEND", "Agg")  # draws without a screen
     # whatever a program sets is put back at the end
-    settings(**CONSTANTS, load_data=rnn_mnist.load_data, build_model=rnn_mnist.build_model)
+    functions = ("load_data", "build_model", "measure")
+    settings(**CONSTANTS, **{name: getattr(rnn_mnist, name) for name in functions})
     settings(**QUICK)
 
     def run(mark, old="", new=""):

@@ -78,8 +78,7 @@ def load_data():
 
 
 def rows_of(images):
-    """Returns images, uint8 [n, 28, 28, 1], as sequences, float32 [n, N_STEPS, N_INPUT] in 0 to 1.
-    """
+    """Returns images, uint8 [n, 28, 28, 1], as float32 sequences [n, N_STEPS, N_INPUT], 0 to 1."""
     pixels = np.multiply(images, 1 / 255, dtype=np.float32)  # as the original, without float64
     return pixels.reshape(-1, N_STEPS, N_INPUT)
 
@@ -122,8 +121,7 @@ def build_model():
 
 
 def minibatches(x, y):
-    """Yields minibatches of x and y forever; shuffles each epoch and drops its incomplete last one.
-    """
+    """Yields shuffled minibatches of x and y forever; drops each epoch's incomplete last one."""
     generator = np.random.default_rng(SEED)
     while True:
         order = generator.permutation(len(y))
@@ -276,8 +274,7 @@ def fetch_file(path, url, info):
 
 
 def read_uci_digits():
-    """Returns the UCI digits (Alpaydin, Kaynak, 1998), 1,541 and 256, in the form of `read_mnist`.
-    """
+    """Returns 1,541 and 256 UCI digits (Alpaydin, Kaynak, 1998) in the form of `read_mnist`."""
     script = globals().get("__file__", "rnn_mnist.py")  # a notebook has no __file__
     path = pathlib.Path(script).resolve().with_name("uci_digits.npz")
     try:
@@ -441,7 +438,7 @@ def seeded():
 def check_settings():
     """Raises a TrainingError for the first invalid constant.
 
-    Converts NumPy's numbers to Python's, as Keras requires.
+    Converts NumPy's numbers to Python's, as Keras requires, and real ones to float.
     """
     def check_number(name, kind, low, high, must_be):
         value = globals()[name]

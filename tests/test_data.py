@@ -98,8 +98,8 @@ def test_four_files_are_prepared_without_a_network(settings, small_files, tmp_pa
     settings(DATA_DIR=tmp_path / "data")
     assert_small_mnist(rnn_mnist.load_data())
     assert capfd.readouterr().out == ""  # TFDS would announce itself there, where the log belongs
-    assert sorted(os.listdir(tmp_path / "data")) == ["downloads", "mnist"]
-    assert sorted(os.listdir(folder)) == sorted(small_mnist.files())
+    assert sorted(os.listdir(tmp_path / "data")) == ["downloads", "mnist"]  # no leftovers
+    assert sorted(os.listdir(folder)) == sorted(small_mnist.files())  # those by hand are kept
 
 
 @pytest.mark.parametrize("setting, variable, data_dir", [

@@ -272,12 +272,15 @@ def test_main_returns_the_accuracy_that_it_prints(quick, capsys):
 
 @pytest.fixture
 def as_script(settings, monkeypatch, tmp_path):
-    """Runs a copy as `python rnn_mnist.py arguments`; returns what it gives to sys.exit."""
+    """Runs a copy, its main replaced by code, as `python rnn_mnist.py arguments` would.
+
+    Returns what it gives to sys.exit, or None.
+    """
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)  # put back at the end
     monkeypatch.delattr(sys, "ps1", raising=False)
 
-    def as_script(main, *arguments):
-        path = script(tmp_path, main)
+    def as_script(before_main, *arguments):
+        path = script(tmp_path, before_main)
         monkeypatch.setattr(sys, "argv", [path.name, *arguments])
         try:
             runpy.run_path(str(path), run_name="__main__")
@@ -289,8 +292,8 @@ def as_script(settings, monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--batch_size", "64"], ["train"], [""]])
 def test_an_argument_starts_no_training(as_script, capfd, arguments):
-    message = as_script("main = None", *arguments)
-    assert "constants" in message and len(message.splitlines()) == 1  # and so the status is 1
+    message = as_script("main = None", *arguments)  # a call of it would be a TypeError
+    assert "constants" in message and len(message.splitlines()) == 1  # sys.exit makes it status 1
     assert capfd.readouterr().out == ""
 
 

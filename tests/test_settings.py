@@ -1,4 +1,7 @@
 """Guards: `check_settings`, called before anything is loaded, and what of the surroundings matters.
+
+A new constant needs a check there, a line in WRONG, its words in test_messages.SETTINGS and a row
+in the table of docs/experiments.md.
 """
 
 import os
@@ -11,7 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import QUICK, VERSION_DIR, imported, posix, run, script
+from conftest import QUICK, ROOT, VERSION_DIR, imported, posix, run, script
 
 import rnn_mnist
 
@@ -33,6 +36,11 @@ def test_a_wrong_constant_is_named_with_its_value(settings, monkeypatch, refusal
     settings(**{name: value})
     message = refusal()
     assert name in message and re.search(rf"(?<!\w){re.escape(repr(value))}(?!\w)", message)
+
+
+def test_each_constant_is_checked():
+    source = (ROOT / "rnn_mnist.py").read_text(encoding="utf-8").partition("\ndef ")[0]
+    assert {*WRONG} == {*re.findall(r"^([A-Z_]+) = ", source, re.MULTILINE)}
 
 
 def test_unusual_constants_are_right(settings):

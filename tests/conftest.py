@@ -70,12 +70,20 @@ def quick(settings, small_data, tmp_path):
     return settings
 
 
-@pytest.fixture
-def untraced():
+@contextlib.contextmanager
+def eagerly():
     """Spares TensorFlow the tracing, most of a short run's time: what it computes is the same."""
     tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
+    try:
+        yield
+    finally:
+        tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def untraced():
+    with eagerly():
+        yield
 
 
 @pytest.fixture

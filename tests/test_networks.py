@@ -16,7 +16,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import QUICK, run, script
+from conftest import QUICK, eagerly, run, script
 
 import rnn_mnist
 
@@ -170,14 +170,6 @@ RANDOM = {  # networks that draw random numbers as they train, by how much they 
     "dropout": lambda rate: sequential(dense(), lstm(), layers.Dropout(rate), out()),
     "recurrent dropout": lambda rate: sequential(dense(), lstm(recurrent_dropout=rate), out()),
 }
-
-
-@contextlib.contextmanager
-def eagerly():
-    """Spares Keras the tracing, which would take most of these tests' time."""
-    tf.config.run_functions_eagerly(True)
-    yield
-    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture
